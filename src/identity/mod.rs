@@ -1,0 +1,5 @@
+//! What makes two messages the same.
+
+mod key;
+
+pub use key::{Fingerprint, Key};

@@ -1,0 +1,11 @@
+//! hapax: handle every Kafka message once.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod identity;
