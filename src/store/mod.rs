@@ -1,0 +1,243 @@
+//! Where records live.
+//!
+//! A store keeps one [`Record`] for each [`Key`] and moves it by the rules of [`record`](crate::record).
+//! [`DedupStore`] is batch first: one message is a batch of one.
+
+mod batch;
+#[cfg(any(feature = "sql", feature = "redis"))]
+mod cells;
+mod check;
+mod error;
+#[cfg(feature = "memory")]
+mod memory;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use batch::{Ask, Batch, Gathered, Keyed};
+pub use check::{Finding, Report, Severity};
+pub use error::{StoreError, StoreErrorKind};
+#[cfg(feature = "memory")]
+pub use memory::MemoryStore;
+
+use crate::identity::Key;
+use crate::level::Level;
+use crate::record::{ClaimOutcome, Extend, ExtendOutcome, Record, RequeueOutcome, Settle, SettleOutcome, Terms};
+
+/// Remembers which messages were handled.
+///
+/// Every method takes a batch and answers in its order, one outcome for each item. Batches hold distinct keys in
+/// ascending order (see [`Batch`]), so that two batches never wait for each other in a circle.
+///
+/// # Rules for implementors
+///
+/// - Outcomes and moves are those of the functions in [`record`](crate::record), with the *store's* clock as `now`.
+/// - Each record moves atomically, by compare-and-set on its [`Stamp`](crate::record::Stamp) or in one critical section.
+///   There is no atomicity across the records of a batch.
+/// - An error says nothing about what was done: the caller asks again with the same token, and gets the same answer.
+/// - An unknown outcome is an error, never a guess.
+///
+/// The `conformance` feature holds the checks.
+///
+/// # Cancel safety
+///
+/// A dropped future leaves each record moved or not moved, as a lost reply would. Asking again is safe.
+#[async_trait]
+pub trait DedupStore: Send + Sync + Debug {
+    /// Name and guarantee level, for logs and start-up reports.
+    fn describe(&self) -> Description;
+
+    /// How long the store remembers.
+    fn retention(&self) -> Retention;
+
+    /// Claims a batch of messages for [`Terms::owner`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; [`StoreError::is_retryable`] says whether asking again can help.
+    async fn claim(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError>;
+
+    /// Ends a batch of claims.
+    ///
+    /// # Errors
+    ///
+    /// As for [`claim`](Self::claim). Settling again with the same token is safe.
+    async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError>;
+
+    /// Prolongs a batch of claims.
+    ///
+    /// # Errors
+    ///
+    /// As for [`claim`](Self::claim). After an error the lease may or may not have been prolonged.
+    async fn extend(&self, claims: &Batch<Extend>) -> Result<Vec<ExtendOutcome>, StoreError>;
+
+    /// Reads records, for operators and tests. Decides nothing: by the time it returns they may have moved.
+    ///
+    /// # Errors
+    ///
+    /// As for [`claim`](Self::claim).
+    async fn get(&self, keys: &Batch<Key>) -> Result<Vec<Option<Record>>, StoreError>;
+
+    /// Brings dead records back.
+    ///
+    /// # Errors
+    ///
+    /// As for [`claim`](Self::claim). Asking again after an error may answer [`RequeueOutcome::NotDead`].
+    async fn requeue(&self, keys: &Batch<Key>) -> Result<Vec<RequeueOutcome>, StoreError>;
+
+    /// Removes at most `limit` records that are past their [`Retention`]. Stores that expire by themselves remove nothing.
+    ///
+    /// # Errors
+    ///
+    /// As for [`claim`](Self::claim).
+    async fn purge(&self, limit: usize) -> Result<Purged, StoreError>;
+
+    /// Creates what the store needs where it is missing: tables and indexes. Does nothing where it is there.
+    ///
+    /// # Errors
+    ///
+    /// As for [`claim`](Self::claim).
+    async fn ensure_schema(&self) -> Result<(), StoreError>;
+
+    /// Looks for settings that break the store's promises.
+    ///
+    /// # Errors
+    ///
+    /// As for [`claim`](Self::claim), where the settings could not be read.
+    async fn check(&self) -> Result<Report, StoreError>;
+}
+
+/// What a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Description {
+    /// Its name: `memory`, `sqlite`, `postgres`, `mysql`, `redis`, or a third party's.
+    pub store: &'static str,
+    /// The level that claiming in it gives.
+    pub level: Level,
+}
+
+impl Description {
+    /// Describes a store.
+    #[must_use]
+    pub const fn new(store: &'static str, level: Level) -> Self {
+        Self { store, level }
+    }
+}
+
+/// How long a store remembers, by what a record is in.
+///
+/// `succeeded` must be longer than anything can be redelivered: longer than the topic's retention, and the group's offset retention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Retention {
+    /// Succeeded records. Default: 14 days.
+    pub succeeded: Duration,
+    /// Dead records. Default: 90 days.
+    pub dead: Duration,
+    /// Records processing or failed, counted from the end of their lease or their due time. Default: 90 days.
+    pub unsettled: Duration,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { succeeded: DAY.saturating_mul(14), dead: DAY.saturating_mul(90), unsettled: DAY.saturating_mul(90) }
+    }
+}
+
+impl Retention {
+    /// Sets how long succeeded records are kept. Default: 14 days.
+    #[must_use]
+    pub const fn succeeded(mut self, keep: Duration) -> Self {
+        self.succeeded = keep;
+        self
+    }
+
+    /// Sets how long dead records are kept. Default: 90 days.
+    #[must_use]
+    pub const fn dead(mut self, keep: Duration) -> Self {
+        self.dead = keep;
+        self
+    }
+
+    /// Sets how long records that are processing or failed are kept. Default: 90 days.
+    #[must_use]
+    pub const fn unsettled(mut self, keep: Duration) -> Self {
+        self.unsettled = keep;
+        self
+    }
+
+    /// How long a record in `state` is kept after [`State::time`](crate::record::State::time).
+    #[must_use]
+    pub const fn of(&self, state: crate::record::State) -> Duration {
+        use crate::record::State;
+        match state {
+            State::Succeeded { .. } => self.succeeded,
+            State::Dead { .. } => self.dead,
+            State::Processing { .. } | State::Failed { .. } => self.unsettled,
+        }
+    }
+}
+
+/// What a purge did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Purged {
+    /// Records removed.
+    pub removed: usize,
+    /// Whether more may be left to remove.
+    pub more: bool,
+}
+
+impl Purged {
+    /// Says what a purge did.
+    #[must_use]
+    pub const fn new(removed: usize, more: bool) -> Self {
+        Self { removed, more }
+    }
+}
+
+macro_rules! forward {
+    ($($wrapper:ty),*) => {$(
+        #[async_trait]
+        impl<S: DedupStore + ?Sized> DedupStore for $wrapper {
+            fn describe(&self) -> Description {
+                (**self).describe()
+            }
+            fn retention(&self) -> Retention {
+                (**self).retention()
+            }
+            async fn claim(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
+                (**self).claim(terms, asks).await
+            }
+            async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
+                (**self).settle(settles).await
+            }
+            async fn extend(&self, claims: &Batch<Extend>) -> Result<Vec<ExtendOutcome>, StoreError> {
+                (**self).extend(claims).await
+            }
+            async fn get(&self, keys: &Batch<Key>) -> Result<Vec<Option<Record>>, StoreError> {
+                (**self).get(keys).await
+            }
+            async fn requeue(&self, keys: &Batch<Key>) -> Result<Vec<RequeueOutcome>, StoreError> {
+                (**self).requeue(keys).await
+            }
+            async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+                (**self).purge(limit).await
+            }
+            async fn ensure_schema(&self) -> Result<(), StoreError> {
+                (**self).ensure_schema().await
+            }
+            async fn check(&self) -> Result<Report, StoreError> {
+                (**self).check().await
+            }
+        }
+    )*};
+}
+
+forward!(Arc<S>, Box<S>);
