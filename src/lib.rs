@@ -7,6 +7,7 @@
 
 pub mod identity;
 mod level;
+pub mod message;
 pub mod record;
 pub mod store;
 
