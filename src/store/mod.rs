@@ -4,12 +4,17 @@
 //! [`DedupStore`] is batch first: one message is a batch of one.
 
 mod batch;
+mod batched;
+#[cfg(feature = "cache")]
+mod cached;
 #[cfg(any(feature = "sql", feature = "redis"))]
 mod cells;
 mod check;
 mod error;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "bloom")]
+mod prechecked;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -18,10 +23,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use batch::{Ask, Batch, Gathered, Keyed};
+pub use batched::{BatchLimits, Batched};
+#[cfg(feature = "cache")]
+pub use cached::{CacheLimits, CacheStats, Cached};
 pub use check::{Finding, Report, Severity};
 pub use error::{StoreError, StoreErrorKind};
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
+#[cfg(feature = "bloom")]
+pub use prechecked::{BloomFilter, FilterStats, Precheck, PrecheckStats, Prechecked};
 
 use crate::identity::Key;
 use crate::level::Level;
