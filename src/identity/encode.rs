@@ -427,6 +427,12 @@ impl IntoIdentity for Vec<u8> {
     }
 }
 
+impl<const N: usize> IntoIdentity for &[u8; N] {
+    fn into_identity(self) -> Result<Identity, IdentityError> {
+        Identity::bytes(self)
+    }
+}
+
 impl<const N: usize> IntoIdentity for [u8; N] {
     fn into_identity(self) -> Result<Identity, IdentityError> {
         Identity::bytes(&self)

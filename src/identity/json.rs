@@ -26,8 +26,8 @@ const MAX_DEPTH: usize = 64;
 /// - An integer counts if it fits 64 bits, signed or unsigned; `7` is not the string `"7"`.
 /// - No value, and `null`, are absent. Booleans, other numbers (parsers round them differently), arrays and objects are errors.
 /// - A member name on the way that stands twice in one object is an error, since parsers disagree which one counts.
-/// - The payload must be one JSON document and is read to its end; without copies, except at the value. A null payload is
-///   absent. A payload that is not JSON is an error that `.or(…)` does not pass by.
+/// - The payload must be one JSON document in UTF-8 and is read to its end, without building a tree. A null payload is absent.
+///   A payload that is not JSON is an error that `.or(…)` does not pass by.
 ///
 /// The pointer is part of the identity. Whether it is a pointer at all is checked by [`Identify::validate`].
 #[must_use]
@@ -64,7 +64,9 @@ impl Identify for Json {
             return Err(IdentityError::Oversize { field: Field::Payload, size, cap });
         }
         let mut search = Search { pointer: &self.pointer, into, outcome: Outcome::Absent };
-        let mut document = serde_json::Deserializer::from_slice(payload);
+        // Strings that are skipped are not looked into: what is not UTF-8 has to be found first.
+        let payload = str::from_utf8(payload).map_err(|fault| not_utf8(payload, fault.valid_up_to()))?;
+        let mut document = serde_json::Deserializer::from_str(payload);
         Step { path, search: &mut search }
             .deserialize(&mut document)
             .and_then(|()| document.end())
@@ -82,6 +84,14 @@ impl Identify for Json {
             Err(reason) => Err(IdentityConfigError::Pointer { pointer: Arc::clone(&self.pointer), reason }),
         }
     }
+}
+
+/// The error for a payload whose first `valid` bytes are UTF-8 and no more.
+fn not_utf8(payload: &[u8], valid: usize) -> IdentityError {
+    let before = payload.get(..valid).unwrap_or_default();
+    let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+    let column = 1 + before.iter().rev().take_while(|byte| **byte != b'\n').count();
+    IdentityError::NotJson { line, column }
 }
 
 /// The reference tokens of a pointer, unescaped.
