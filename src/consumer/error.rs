@@ -1,0 +1,79 @@
+//! Why a consumer ended by itself.
+
+use rdkafka::error::KafkaError;
+
+use super::config::ConfigError;
+use super::handling::Failure;
+use super::summary::Summary;
+
+/// Why [`Consumer::run`](super::Consumer::run) ended before it was told to.
+///
+/// What was finished before has been committed, and the group left, as far as that was possible. Starting again is safe:
+/// what was not committed is delivered again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsumerError {
+    /// A setting was refused; nothing was started. Not retryable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no tokio runtime to run handlers on. Not retryable.
+    #[error("the consumer needs a tokio runtime: await run() inside of one")]
+    NoRuntime,
+    /// The Kafka client refused its settings or could not be made. Not retryable.
+    #[error("the Kafka client could not be made: {source}")]
+    Client {
+        /// rdkafka's error.
+        source: KafkaError,
+    },
+    /// Kafka refuses for good: fenced, not authorised, or no offset to start from. Not retryable without a change.
+    #[error("Kafka ended the consumer: {reason} ({source})")]
+    Kafka {
+        /// librdkafka's words, which name the topic, or the cure where one is known.
+        reason: String,
+        /// rdkafka's error.
+        source: KafkaError,
+        /// What was done before.
+        summary: Box<Summary>,
+    },
+    /// A message could not be finished, and policy is to stop rather than to pass it by. Delivered again at the next start.
+    #[error("stopped at {topic} partition {partition} offset {offset}: {source}")]
+    Message {
+        /// Its topic.
+        topic: String,
+        /// Its partition.
+        partition: i32,
+        /// Its offset.
+        offset: i64,
+        /// Why.
+        source: Failure,
+        /// What was done before.
+        summary: Box<Summary>,
+    },
+    /// The task that handles a partition is gone: the runtime was shut down, or there is a bug in this crate.
+    #[error("the lane of {topic} partition {partition} is gone")]
+    Lane {
+        /// Its topic.
+        topic: String,
+        /// Its partition.
+        partition: i32,
+        /// What was done before.
+        summary: Box<Summary>,
+    },
+    /// The thread that talks to Kafka could not be started, or is gone.
+    #[error("the Kafka thread {what}")]
+    Thread {
+        /// What happened to it.
+        what: String,
+    },
+}
+
+impl ConsumerError {
+    /// What was done before, where the consumer had started.
+    #[must_use]
+    pub fn summary(&self) -> Option<&Summary> {
+        match self {
+            Self::Kafka { summary, .. } | Self::Message { summary, .. } | Self::Lane { summary, .. } => Some(summary),
+            Self::Config(_) | Self::NoRuntime | Self::Client { .. } | Self::Thread { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! Messages on their way from the Kafka thread to the handlers: batches that own their bytes in one buffer.
+//!
+//! One heap object for each field of each message, allocated here and freed on another thread, costs more than reading
+//! the message from Kafka did. So keys, payloads and headers of up to 512 messages go into one buffer, which comes
+//! back to be filled again when the last message of the batch is dropped.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::message::MessageView;
+
+/// Messages that a batch holds at most.
+pub(super) const BATCH_MESSAGES: usize = 512;
+/// Bytes from which on a batch takes no further message.
+const BATCH_BYTES: usize = 1 << 20;
+/// A buffer that grew beyond this is not kept.
+const KEPT_BYTES: usize = 4 << 20;
+/// Empty batches kept to be filled again.
+const KEPT_BATCHES: usize = 8;
+
+/// A message delivered by [`Consumer`](super::Consumer): owned, `Send`, and cheap to clone.
+///
+/// It keeps the bytes of its whole batch (up to 512 messages, about 1 MiB, or one larger message) alive. Copy out what
+/// you keep for long.
+///
+/// `Debug` shows where it came from and how long its parts are, never what they say.
+#[derive(Clone)]
+pub struct Message {
+    batch: Arc<Batch>,
+    at: u32,
+}
+
+impl Message {
+    fn entry(&self) -> &Entry {
+        &self.batch.content.entries[self.at as usize]
+    }
+
+    fn bytes(&self, span: Span) -> Option<&[u8]> {
+        span.of(&self.batch.content.bytes)
+    }
+
+    /// The topic it came from.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.batch.content.topics[self.entry().topic as usize]
+    }
+
+    /// The partition, counted from 0.
+    #[must_use]
+    pub fn partition(&self) -> i32 {
+        self.entry().partition
+    }
+
+    /// The offset in its partition, counted from 0.
+    #[must_use]
+    pub fn offset(&self) -> i64 {
+        self.entry().offset
+    }
+
+    /// The record's timestamp in milliseconds since 1970-01-01 UTC, if it has one. Producers choose it: never a clock.
+    #[must_use]
+    pub fn timestamp_ms(&self) -> Option<i64> {
+        self.entry().timestamp_ms
+    }
+
+    /// The record key; `None` if it is null, which is not the same as empty.
+    #[must_use]
+    pub fn key(&self) -> Option<&[u8]> {
+        self.bytes(self.entry().key)
+    }
+
+    /// The payload; `None` if it is null (a tombstone), which is not the same as empty.
+    #[must_use]
+    pub fn payload(&self) -> Option<&[u8]> {
+        self.bytes(self.entry().payload)
+    }
+
+    /// The value of the last header `name`; `None` if there is none, or if that one is null.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        let headers = self.header_entries();
+        let (_, value) = headers.iter().rev().find(|(own, _)| self.bytes(*own) == Some(name.as_bytes()))?;
+        self.bytes(*value)
+    }
+
+    /// Every header, in the order of the record. A null value is `None`.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        self.header_entries().iter().map(|(name, value)| {
+            let name = self.bytes(*name).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or_default();
+            (name, self.bytes(*value))
+        })
+    }
+
+    fn header_entries(&self) -> &[(Span, Span)] {
+        let Range { start, end } = self.entry().headers.clone();
+        &self.batch.content.headers[start as usize..end as usize]
+    }
+}
+
+impl MessageView for Message {
+    fn topic(&self) -> &str {
+        self.topic()
+    }
+    fn partition(&self) -> i32 {
+        self.partition()
+    }
+    fn offset(&self) -> i64 {
+        self.offset()
+    }
+    fn timestamp_ms(&self) -> Option<i64> {
+        self.timestamp_ms()
+    }
+    fn key(&self) -> Option<&[u8]> {
+        self.key()
+    }
+    fn payload(&self) -> Option<&[u8]> {
+        self.payload()
+    }
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.header(name)
+    }
+    fn for_each_header(&self, show: &mut dyn FnMut(&str, Option<&[u8]>)) {
+        for (name, value) in self.headers() {
+            show(name, value);
+        }
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("topic", &self.topic())
+            .field("partition", &self.partition())
+            .field("offset", &self.offset())
+            .field("timestamp_ms", &self.timestamp_ms())
+            .field("key_bytes", &self.key().map(<[u8]>::len))
+            .field("payload_bytes", &self.payload().map(<[u8]>::len))
+            .field("headers", &self.header_entries().len())
+            .finish()
+    }
+}
+
+/// A place in a batch's buffer; `NULL` for what is null.
+#[derive(Clone, Copy)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    const NULL: Self = Self { start: 1, end: 0 };
+
+    fn of(self, bytes: &[u8]) -> Option<&[u8]> {
+        bytes.get(self.start as usize..self.end as usize)
+    }
+}
+
+struct Entry {
+    offset: i64,
+    timestamp_ms: Option<i64>,
+    partition: i32,
+    topic: u32,
+    key: Span,
+    payload: Span,
+    headers: Range<u32>,
+}
+
+#[derive(Default)]
+struct Content {
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+    headers: Vec<(Span, Span)>,
+    topics: Vec<Arc<str>>,
+}
+
+impl Content {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.entries.clear();
+        self.headers.clear();
+        self.topics.clear();
+    }
+
+    fn put(&mut self, bytes: Option<&[u8]>) -> Span {
+        let Some(bytes) = bytes else { return Span::NULL };
+        // A batch takes no message beyond BATCH_BYTES, and Kafka's sizes are i32: u32 holds every end.
+        let start = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        self.bytes.extend_from_slice(bytes);
+        Span { start, end: u32::try_from(self.bytes.len()).unwrap_or(u32::MAX) }
+    }
+}
+
+/// A full batch, shared by its messages.
+struct Batch {
+    content: Content,
+    shelf: Arc<Shelf>,
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.shelf.put_back(std::mem::take(&mut self.content));
+    }
+}
+
+/// Empty batches, to be filled again.
+#[derive(Default)]
+struct Shelf(Mutex<Vec<Content>>);
+
+impl Shelf {
+    fn take(&self) -> Content {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn put_back(&self, mut content: Content) {
+        if content.bytes.capacity() > KEPT_BYTES {
+            return;
+        }
+        content.clear();
+        let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if shelf.len() < KEPT_BATCHES {
+            shelf.push(content);
+        }
+    }
+}
+
+/// A batch being filled.
+#[derive(Default)]
+pub(super) struct Filling {
+    content: Content,
+    shelf: Arc<Shelf>,
+    /// Every topic seen, so that a batch clones one pointer for each of its topics.
+    names: Vec<Arc<str>>,
+}
+
+impl Filling {
+    /// Copies a message in.
+    pub(super) fn push(&mut self, message: &impl MessageView) {
+        let topic = self.topic(message.topic());
+        let first_header = self.content.headers.len() as u32;
+        let key = self.content.put(message.key());
+        let payload = self.content.put(message.payload());
+        let content = &mut self.content;
+        message.for_each_header(&mut |name, value| {
+            let name = content.put(Some(name.as_bytes()));
+            let value = content.put(value);
+            content.headers.push((name, value));
+        });
+        self.content.entries.push(Entry {
+            offset: message.offset(),
+            timestamp_ms: message.timestamp_ms(),
+            partition: message.partition(),
+            topic,
+            key,
+            payload,
+            headers: first_header..self.content.headers.len() as u32,
+        });
+    }
+
+    fn topic(&mut self, name: &str) -> u32 {
+        let topics = &mut self.content.topics;
+        if let Some(at) = topics.iter().rposition(|topic| &**topic == name) {
+            return at as u32;
+        }
+        let known = self.names.iter().find(|topic| &***topic == name).cloned();
+        let topic = known.unwrap_or_else(|| {
+            let topic: Arc<str> = name.into();
+            self.names.push(Arc::clone(&topic));
+            topic
+        });
+        topics.push(topic);
+        (topics.len() - 1) as u32
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.content.entries.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.content.entries.len() >= BATCH_MESSAGES || self.content.bytes.len() >= BATCH_BYTES
+    }
+
+    /// Drops what was filled in.
+    pub(super) fn clear(&mut self) {
+        self.content.clear();
+    }
+
+    /// Seals the batch and starts the next one. The messages come in the order of [`push`](Self::push).
+    pub(super) fn seal(&mut self) -> impl Iterator<Item = Message> + use<> {
+        let content = std::mem::replace(&mut self.content, self.shelf.take());
+        let count = content.entries.len() as u32;
+        let batch = Arc::new(Batch { content, shelf: Arc::clone(&self.shelf) });
+        (0..count).map(move |at| Message { batch: Arc::clone(&batch), at })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Parts;
+
+    fn parts(at: i64) -> Parts {
+        Parts::new(if at % 2 == 0 { "even" } else { "odd" })
+            .at(i32::try_from(at % 7).expect("small"), at)
+            .timestamp(at * 10)
+            .key(format!("key {at}"))
+            .payload(vec![u8::try_from(at % 251).expect("a byte"); usize::try_from(at % 40).expect("small")])
+            .header("id", format!("id {at}"))
+            .header("id", format!("last {at}"))
+            .null_header("nothing")
+    }
+
+    #[test]
+    fn every_part_comes_out_as_it_went_in() {
+        let mut filling = Filling::default();
+        let mut odd = vec![Parts::new("t").at(0, 1), Parts::new("t").at(1, 2).key("").payload("").header("", "")];
+        odd.extend((0..300).map(parts));
+        odd.iter().for_each(|parts| filling.push(parts));
+        let messages: Vec<Message> = filling.seal().collect();
+        assert_eq!(messages.len(), odd.len());
+        for (message, parts) in messages.iter().zip(&odd) {
+            assert_eq!(&Parts::copy_of(message), parts);
+            assert_eq!(message.header("id"), MessageView::header(parts, "id"));
+            assert_eq!(message.header("nothing"), None);
+            assert_eq!(message.header("Id"), None);
+        }
+        assert!(filling.is_empty());
+    }
+
+    #[test]
+    fn buffers_are_filled_again_only_when_nobody_reads_them() {
+        let mut filling = Filling::default();
+        let mut kept: Vec<Message> = Vec::new();
+        for round in 0..50 {
+            for at in 0..BATCH_MESSAGES as i64 {
+                assert!(!filling.is_full());
+                filling.push(&parts(round * 1_000 + at));
+            }
+            assert!(filling.is_full());
+            kept.extend(filling.seal().nth(17));
+        }
+        for (round, message) in (0..).zip(&kept) {
+            assert_eq!(Parts::copy_of(message), parts(round * 1_000 + 17));
+        }
+        drop(kept);
+        let shelf = filling.shelf.0.lock().expect("no panic");
+        assert!((1..=KEPT_BATCHES).contains(&shelf.len()), "{}", shelf.len());
+        assert!(shelf.iter().all(|content| content.entries.is_empty() && content.bytes.capacity() > 0));
+    }
+
+    #[test]
+    fn large_messages_end_a_batch_and_their_buffer_is_not_kept() {
+        let mut filling = Filling::default();
+        filling.push(&Parts::new("t").at(0, 0).payload(vec![1; KEPT_BYTES + 1]));
+        assert!(filling.is_full());
+        drop(filling.seal());
+        assert!(filling.shelf.0.lock().expect("no panic").is_empty());
+    }
+
+    #[test]
+    fn debug_shows_no_contents() {
+        let mut filling = Filling::default();
+        filling.push(&Parts::new("t").at(3, 9).key("secret").payload("secret").header("secret", "secret"));
+        let shown = format!("{:?}", filling.seal().next().expect("one"));
+        assert!(!shown.contains("secret") && shown.contains("payload_bytes: Some(6)"), "{shown}");
+    }
+}

@@ -1,0 +1,105 @@
+//! What a consumer did, for whoever asked it to run.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::handling::Ending;
+use super::partitions::Position;
+
+/// What a [`Consumer`](super::Consumer) did from start to end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Messages taken from Kafka and given to a lane.
+    pub delivered: u64,
+    /// Messages whose handler succeeded.
+    pub handled: u64,
+    /// Messages not handled because the same message, at the same topic, partition and offset, had been handled: redelivered.
+    pub redelivered: u64,
+    /// Messages not handled because another message with the same identity had been handled: produced again.
+    pub same_id: u64,
+    /// Messages not handled because another message with the same identity says something else.
+    pub conflicts: u64,
+    /// Messages given up.
+    pub dead: u64,
+    /// Messages without an identity that were handled without dedup. Counted in `handled` too.
+    pub unprotected: u64,
+    /// Messages whose lane finished them after their partition was gone. Counted by their outcome too.
+    pub late: u64,
+    /// Commits that the broker said yes to.
+    pub commits: u64,
+    /// Commits that failed, or were not answered in time.
+    pub failed_commits: u64,
+    /// Messages that were delivered and not finished at the end: they will be delivered again.
+    pub left: u64,
+    /// Most messages that were delivered and unfinished at one time.
+    pub most_unfinished: u64,
+    /// Whether the group was left in good order. If not, the session has to time out before others get the partitions.
+    pub closed: bool,
+    /// What became of each partition that was ever assigned.
+    pub partitions: BTreeMap<(String, i32), PartitionSummary>,
+}
+
+/// What became of one partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PartitionSummary {
+    /// How often it was assigned.
+    pub assigned: u64,
+    /// Messages taken from it.
+    pub delivered: u64,
+    /// The highest offset committed that the broker said yes to: where the next owner begins.
+    pub committed: Option<i64>,
+}
+
+impl Summary {
+    /// Messages not handled because they had been: [`redelivered`](Self::redelivered) and [`same_id`](Self::same_id).
+    #[must_use]
+    pub const fn duplicates(&self) -> u64 {
+        self.redelivered + self.same_id
+    }
+
+    pub(super) fn partition(&mut self, topic: &str, partition: i32) -> &mut PartitionSummary {
+        self.partitions.entry((topic.to_owned(), partition)).or_default()
+    }
+
+    pub(super) fn count(&mut self, ending: Ending) {
+        let counter = match ending {
+            Ending::Handled => &mut self.handled,
+            Ending::Redelivered => &mut self.redelivered,
+            Ending::SameId => &mut self.same_id,
+            Ending::Conflict => &mut self.conflicts,
+            Ending::Dead => &mut self.dead,
+            Ending::Unprotected => {
+                self.unprotected += 1;
+                &mut self.handled
+            }
+        };
+        *counter += 1;
+    }
+
+    /// Notes that the broker said yes. Answers whether that was news.
+    pub(super) fn committed(&mut self, position: &Position) -> bool {
+        let known = &mut self.partition(&position.topic, position.partition).committed;
+        let news = Some(position.offset) > *known;
+        *known = (*known).max(Some(position.offset));
+        news
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "delivered={} handled={} redelivered={} same_id={} conflicts={} dead={} left={} commits={}",
+            self.delivered,
+            self.handled,
+            self.redelivered,
+            self.same_id,
+            self.conflicts,
+            self.dead,
+            self.left,
+            self.commits
+        )
+    }
+}

@@ -1,0 +1,176 @@
+//! The Kafka thread: one loop that polls, hands batches to the lanes, and commits what they finished.
+//!
+//! It is an OS thread of its own because librdkafka's calls block, its callbacks must be free to wait for handlers, and
+//! a consumer that is dropped blocks until it has left its group.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tracing::{debug, warn};
+
+use super::bell::{Bell, Wait};
+use super::config::Settings;
+use super::context::{Client, Context, End};
+use super::message::Filling;
+use super::summary::Summary;
+
+/// The longest wait without a poll where nothing is heard of: a safety net, since librdkafka rings.
+const IDLE: Duration = Duration::from_millis(50);
+/// For how long leaving the group is waited for.
+const LEAVE: Duration = Duration::from_secs(10);
+
+/// How the thread is told to end. Its value only grows.
+#[derive(Default)]
+pub(super) struct Stop {
+    wish: AtomicU8,
+    pub(super) bell: Arc<Bell>,
+}
+
+impl Stop {
+    const DRAIN: u8 = 1;
+    const ABORT: u8 = 2;
+
+    /// Finish what runs, commit, leave.
+    pub(super) fn drain(&self) {
+        self.wish.fetch_max(Self::DRAIN, Ordering::AcqRel);
+        self.bell.ring();
+    }
+
+    /// Drop what runs, commit, leave.
+    pub(super) fn abort(&self) {
+        self.wish.fetch_max(Self::ABORT, Ordering::AcqRel);
+        self.bell.ring();
+    }
+
+    fn wish(&self) -> u8 {
+        self.wish.load(Ordering::Acquire)
+    }
+}
+
+/// What came of the poll.
+enum Filled {
+    /// There may be more at once.
+    More,
+    /// Nothing was there.
+    Dry,
+}
+
+pub(super) struct KafkaThread {
+    pub(super) client: Arc<Client>,
+    pub(super) settings: Settings,
+    pub(super) stop: Arc<Stop>,
+}
+
+impl KafkaThread {
+    fn context(&self) -> &Context {
+        self.client.context()
+    }
+
+    /// Polls until told to stop, or until nothing can go on.
+    pub(super) fn run(self) -> (Summary, Option<End>) {
+        let started = Instant::now();
+        let mut next_commit = started + self.settings.commit_every;
+        let mut filling = Filling::default();
+        while self.stop.wish() == 0 {
+            let context = self.context();
+            if context.collect() {
+                break;
+            }
+            let now = Instant::now();
+            if now >= next_commit || context.commit_is_due() {
+                context.commit(&self.client);
+                next_commit = now + self.settings.commit_every;
+            }
+            if let Some(hold) = context.flow(&self.client, now - started) {
+                self.stop.bell.wait(context.waits_for_room(), hold);
+                continue;
+            }
+            let filled = self.fill(&mut filling);
+            context.dispatch(&mut filling);
+            if matches!(filled, Filled::Dry) {
+                let what = if context.is_paused() { context.waits_for_room() } else { Wait::Ring };
+                let timeout = IDLE.min(next_commit.saturating_duration_since(Instant::now()));
+                self.stop.bell.wait(what, timeout);
+            }
+        }
+        filling.clear();
+        self.close()
+    }
+
+    /// Polls until the batch is full, nothing is left, or a callback ran: what it changed comes first.
+    fn fill(&self, filling: &mut Filling) -> Filled {
+        loop {
+            let before = self.context().events();
+            match self.client.poll(Duration::ZERO) {
+                Some(Ok(message)) => {
+                    filling.push(&message);
+                    if filling.is_full() {
+                        return Filled::More;
+                    }
+                }
+                Some(Err(error)) => {
+                    self.judge(error);
+                    return Filled::More;
+                }
+                // Nothing, or a callback: rdkafka answers both alike.
+                None if self.context().events() == before => return Filled::Dry,
+                None => return Filled::More,
+            }
+        }
+    }
+
+    /// Decides whether an error of a poll ends the consumer. Most do not: librdkafka goes on trying by itself.
+    fn judge(&self, error: KafkaError) {
+        use RDKafkaErrorCode as Code;
+        let cure = match (&error, error.rdkafka_error_code()) {
+            (KafkaError::PartitionEOF(_), _) => return,
+            (KafkaError::MessageConsumptionFatal(_), _) => None,
+            (_, Some(Code::AutoOffsetReset)) => Some(
+                "there is no valid committed offset, and auto.offset.reset says not to guess; commit one, or set auto.offset.reset",
+            ),
+            (_, Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)) => {
+                Some("allow this user to read the topic and the group")
+            }
+            (_, Some(Code::PollExceeded)) => {
+                warn!(
+                    "max.poll.interval.ms passed between two polls: partitions were lost, and come back at the next rebalance"
+                );
+                return;
+            }
+            _ => {
+                debug!(%error, "polling goes on");
+                return;
+            }
+        };
+        self.context().end(error, cure);
+    }
+
+    /// Drains, commits, leaves the group.
+    fn close(self) -> (Summary, Option<End>) {
+        let abort = self.stop.wish() == Stop::ABORT;
+        let drain = if abort { Duration::ZERO } else { self.settings.drain };
+        self.context().finish(drain, self.client.assignment_lost());
+        let mut closed = false;
+        match self.client.close_queue() {
+            Ok(()) => {
+                let deadline = Instant::now() + LEAVE;
+                while !closed && Instant::now() < deadline {
+                    drop(self.client.poll(Duration::from_millis(20)));
+                    closed = self.client.closed();
+                }
+            }
+            Err(error) => warn!(%error, "the group could not be left"),
+        }
+        let outcome = self.context().outcome(closed);
+        if !closed {
+            // Dropping waits for ever; nobody has to wait for that.
+            let client = self.client;
+            let _ = thread::Builder::new().name("hapax-leave".into()).spawn(move || drop(client));
+        }
+        outcome
+    }
+}
