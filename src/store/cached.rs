@@ -354,7 +354,11 @@ impl<S: DedupStore> DedupStore for Cached<S> {
         if outcomes.len() == asks.len() && answers.next().is_none() {
             return Ok(outcomes);
         }
-        Err(StoreError::corrupt(self.describe().store, "claim", "it answered another number of items than it was asked"))
+        Err(StoreError::corrupt(
+            self.describe().store,
+            "claim",
+            "it answered another number of items than it was asked",
+        ))
     }
 
     async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {

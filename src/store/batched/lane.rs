@@ -1,6 +1,7 @@
 //! A queue of calls, and the tasks that empty it batch by batch.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,12 +60,16 @@ impl<O: Op> Queue<O> {
             Some((_, line)) => line.push_back(call),
             None => self.groups.push_back((group.clone(), Line::from([call]))),
         }
-        // A driver that does not call is about to look here.
-        let start = self.drivers == self.calling && self.drivers < max_calls;
-        if start {
+        self.hire(max_calls)
+    }
+
+    /// Makes room for one more driver, if calls wait, none of the drivers is about to look, and there may be more.
+    fn hire(&mut self, max_calls: usize) -> bool {
+        let hire = !self.groups.is_empty() && self.drivers == self.calling && self.drivers < max_calls;
+        if hire {
             self.drivers += 1;
         }
-        start
+        hire
     }
 
     /// Takes the calls of the group whose turn it is, up to `room` items. A call of more items than that comes alone.
@@ -115,28 +120,31 @@ struct Turn<O: Op, S> {
     shared: Arc<Shared<S>>,
     calling: bool,
     ended: bool,
-    op: std::marker::PhantomData<fn() -> O>,
+    op: PhantomData<fn() -> O>,
 }
 
 impl<O: Op, S> Turn<O, S> {
+    fn new(shared: &Arc<Shared<S>>) -> Self {
+        Self { shared: Arc::clone(shared), calling: false, ended: false, op: PhantomData }
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue<O>> {
         O::lane(&self.shared).open()
     }
 
-    /// The next calls to ask for; without any the turn ends.
-    fn take(&mut self) -> Option<(O::Group, Vec<Waiting<O>>)> {
-        let room = self.shared.limits.max_batch;
+    /// The next calls to ask for, and whether another driver is needed for what is left; without any calls the turn ends.
+    fn take(&mut self) -> Option<(O::Group, Vec<Waiting<O>>, bool)> {
+        let limits = self.shared.limits;
         let mut queue = O::lane(&self.shared).open();
-        let taken = queue.take(room);
-        if taken.is_some() {
+        if let Some((group, calls)) = queue.take(limits.max_batch) {
             queue.calling += 1;
             self.calling = true;
-        } else {
-            // Under the same lock as the look: a call that comes later starts a driver of its own.
-            queue.drivers -= 1;
-            self.ended = true;
+            return Some((group, calls, queue.hire(limits.max_calls)));
         }
-        taken
+        // Under the same lock as the look: a call that comes later starts a driver of its own.
+        queue.drivers -= 1;
+        self.ended = true;
+        None
     }
 
     fn called(&mut self, group: O::Group, rest: Vec<Waiting<O>>) {
@@ -187,9 +195,7 @@ pub(super) async fn join<O: Op, S: DedupStore + 'static>(
     };
     let start = O::lane(shared).open().push(group, call, shared.limits.max_calls);
     if start {
-        let turn =
-            Turn::<O, S> { shared: Arc::clone(shared), calling: false, ended: false, op: std::marker::PhantomData };
-        runtime.spawn(drive(turn));
+        start_driver::<O, S>(&runtime, shared);
     }
     answer.await.unwrap_or_else(|_| {
         let name = shared.store.describe().store;
@@ -197,12 +203,21 @@ pub(super) async fn join<O: Op, S: DedupStore + 'static>(
     })
 }
 
+/// A task of its own, so that it does not matter whose future is dropped. It holds its turn from the start: the runtime may
+/// drop it before it runs.
+fn start_driver<O: Op, S: DedupStore + 'static>(runtime: &Handle, shared: &Arc<Shared<S>>) {
+    runtime.spawn(drive(Turn::<O, S>::new(shared)));
+}
+
 /// Asks the store for what waits, batch after batch, until nothing waits.
-async fn drive<O: Op, S: DedupStore>(mut turn: Turn<O, S>) {
+async fn drive<O: Op, S: DedupStore + 'static>(mut turn: Turn<O, S>) {
     loop {
         // Lets every task that is ready to run add its call first. No timer: on an idle runtime this returns at once.
         tokio::task::yield_now().await;
-        let Some((group, calls)) = turn.take() else { return };
+        let Some((group, calls, more)) = turn.take() else { return };
+        if more {
+            start_driver::<O, S>(&Handle::current(), &turn.shared);
+        }
         let rest = ask(&turn.shared.store, &group, calls, turn.shared.limits.max_batch).await;
         turn.called(group, rest);
     }
