@@ -10,11 +10,19 @@ mod cached;
 #[cfg(any(feature = "sql", feature = "redis"))]
 mod cells;
 mod check;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(feature = "bloom")]
 mod prechecked;
+#[cfg(feature = "sql")]
+mod sql;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -30,6 +38,10 @@ pub use check::{Finding, Report, Severity};
 pub use error::{StoreError, StoreErrorKind};
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteStore;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisBuilder, RedisStore};
 #[cfg(feature = "bloom")]
 pub use prechecked::{BloomFilter, FilterStats, Precheck, PrecheckStats, Prechecked};
 
