@@ -105,7 +105,7 @@ pub(super) fn number(number: Millis) -> Vec<u8> {
     number.to_string().into_bytes()
 }
 
-/// Lua on one key. Answers 1 where it found what it was to find, and 0 otherwise. Nothing is ever spliced into the text.
+/// Lua on one key. Nothing is ever spliced into the text.
 #[derive(Debug)]
 pub(super) struct Script {
     text: &'static str,
@@ -117,6 +117,12 @@ impl Script {
         Self { text, digest: redis::Script::new(text).get_hash().to_owned() }
     }
 }
+
+/// A value and what it has left to live, read as one. No arguments.
+pub(super) static AGE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}"));
+
+// The others answer 1 where they found what they were to find, and 0 otherwise.
 
 /// Puts a value in the place of the one with a stamp. Arguments: the stamp's bytes, the value, its time to live.
 pub(super) static SWAP: LazyLock<Script> = LazyLock::new(|| {

@@ -3,7 +3,7 @@
 use redis::Value;
 
 use super::RedisStore;
-use super::calls::{Calls, END, PROLONG, Run, SWAP, number};
+use super::calls::{AGE, Calls, END, PROLONG, Run, SWAP, number};
 use super::errors::{self, NAME};
 use super::link::integer;
 use super::value::{Draft, Packed, Reader, capped, hold, stamp};
@@ -80,7 +80,7 @@ impl Cells for RedisStore {
             runs.push(Run { key: ending.key, arguments });
             places.push(place);
         }
-        for (place, ended) in places.into_iter().zip(self.wire.script("settle", &self.prefix, &END, &runs).await?) {
+        for (place, ended) in places.into_iter().zip(self.wire.ask_script("settle", &self.prefix, &END, &runs).await?) {
             done[place] = ended;
         }
         Ok(done)
@@ -95,7 +95,7 @@ impl Cells for RedisStore {
             Run { key: claim.key, arguments: vec![held, number(capped(claim.lease)), number(keep), number(now)] }
         };
         let runs: Vec<Run> = claims.items().iter().map(run).collect();
-        self.wire.script("extend", &self.prefix, &PROLONG, &runs).await
+        self.wire.ask_script("extend", &self.prefix, &PROLONG, &runs).await
     }
 
     async fn read(&self, keys: &Batch<Key>) -> Result<Vec<Found>, StoreError> {
@@ -136,7 +136,7 @@ impl Cells for RedisStore {
         for (place, answer) in new_places.into_iter().zip(self.wire.run("move", &new).await?) {
             swapped[place] = matches!(answer, Value::Okay);
         }
-        for (place, done) in run_places.into_iter().zip(self.wire.script("move", &self.prefix, &SWAP, &runs).await?) {
+        for (place, done) in run_places.into_iter().zip(self.wire.ask_script("move", &self.prefix, &SWAP, &runs).await?) {
             swapped[place] = done;
         }
         Ok(swapped)
@@ -144,38 +144,45 @@ impl Cells for RedisStore {
 }
 
 impl RedisStore {
-    /// Records from their bytes. Only one that may still move needs to know what time it is, and so a second pipeline.
-    ///
-    /// A value that is replaced between the two is not missed: nothing is written but over the stamp that was read, every
-    /// rewrite changes the stamp (an extension moves the time), and what is answered without a write held when the value was read.
+    /// Records from their bytes. Only one that may still move needs to know what time it is, and so a second pipeline, which
+    /// reads it anew together with what it has left to live.
     async fn found(
         &self,
         operation: &'static str,
         values: Vec<(Key, Option<Vec<u8>>)>,
     ) -> Result<Vec<Found>, StoreError> {
         let now = self.wire.now().await;
-        let mut ages = Calls::new(&self.prefix, 0);
         let mut reader = Reader::default();
         let mut found = Vec::with_capacity(values.len());
-        let mut open = Vec::new();
+        let (mut places, mut runs) = (Vec::new(), Vec::new());
         for (key, bytes) in values {
-            let Some(bytes) = bytes else {
-                found.push(Found { now, record: None });
-                continue;
-            };
-            let packed = Packed::new(&bytes).ok_or_else(|| errors::corrupt(operation))?;
-            if !packed.state().is_final() {
-                ages.ask(&self.prefix, "PTTL", key);
-                open.push((found.len(), packed.line()));
+            let mut record = None;
+            if let Some(bytes) = bytes {
+                let packed = Packed::new(&bytes).ok_or_else(|| errors::corrupt(operation))?;
+                if packed.state().is_final() {
+                    record = Some(reader.read(bytes).ok_or_else(|| errors::corrupt(operation))?);
+                } else {
+                    places.push(found.len());
+                    runs.push(Run { key, arguments: Vec::new() });
+                }
             }
-            let record = reader.read(bytes).ok_or_else(|| errors::corrupt(operation))?;
-            found.push(Found { now, record: Some(record) });
+            found.push(Found { now, record });
         }
-        for ((place, line), answer) in open.into_iter().zip(self.wire.run(operation, &ages).await?) {
-            match integer(&answer).ok_or_else(|| errors::shape(operation, &answer))? {
+        let aged = self.wire.script(operation, &self.prefix, &AGE, &runs).await?;
+        for (place, answer) in places.into_iter().zip(aged) {
+            let shape = || errors::shape(operation, &Value::Nil);
+            let Value::Array(pair) = answer else { return Err(shape()) };
+            let [value, left] = <[Value; 2]>::try_from(pair).map_err(|_| shape())?;
+            match value {
                 // It went in between: nothing stands there.
-                -2 => found[place].record = None,
-                left => found[place].now = line.now(left, now),
+                Value::Nil => {}
+                Value::BulkString(bytes) => {
+                    let line = Packed::new(&bytes).ok_or_else(|| errors::corrupt(operation))?.line();
+                    let record = reader.read(bytes).ok_or_else(|| errors::corrupt(operation))?;
+                    let now = line.now(integer(&left).ok_or_else(shape)?, now);
+                    found[place] = Found { now, record: Some(record) };
+                }
+                other => return Err(errors::shape(operation, &other)),
             }
         }
         Ok(found)
@@ -220,7 +227,7 @@ impl RedisStore {
         }
         if !mends.is_empty() {
             // One that finds its success replaced leaves it so: what stands there has been put right by another.
-            self.wire.script("settle", &self.prefix, &SWAP, &mends).await?;
+            self.wire.ask_script("settle", &self.prefix, &SWAP, &mends).await?;
         }
         if foreign { Err(errors::corrupt("settle")) } else { Ok(outcomes) }
     }
@@ -278,16 +285,11 @@ fn success(settle: &Settle, now: Millis) -> Draft<'_> {
     }
 }
 
-/// Whether what was written over is this very claim, still held, so that what was written is what the rules say;
-/// or the same success, reported again after a lost reply.
+/// Whether what was written over is this very claim, still held, so that what was written is what the rules say.
 fn is_plain(old: Packed<'_>, settle: &Settle) -> bool {
-    let same = old.token() == settle.token
+    matches!(old.state(), State::Processing { .. })
+        && old.token() == settle.token
         && old.fingerprint() == settle.sighting.fingerprint
         && old.attempts() == settle.attempt
-        && old.is_from(&settle.sighting.origin);
-    same && match (old.state(), &settle.verdict) {
-        (State::Processing { .. }, _) => true,
-        (State::Succeeded { late: false, .. }, Verdict::Succeeded { result }) => old.result() == result.as_deref(),
-        _ => false,
-    }
+        && old.is_from(&settle.sighting.origin)
 }

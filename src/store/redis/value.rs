@@ -177,7 +177,7 @@ impl<'a> Packed<'a> {
         ORIGIN + usize::from(u16::from_be_bytes(self.array(ORIGIN_LEN)))
     }
 
-    pub(super) fn result(self) -> Option<&'a [u8]> {
+    fn result(self) -> Option<&'a [u8]> {
         if self.0[HAS_RESULT] == 1 { self.0.get(self.result_start()..) } else { None }
     }
 

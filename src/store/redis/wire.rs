@@ -78,13 +78,7 @@ impl Wire {
 
     /// Sends commands with keys and returns their answers, of which none is an error.
     pub(super) async fn run(&self, operation: &'static str, calls: &Calls) -> Result<Vec<Value>, StoreError> {
-        let answers = self.send(operation, calls).await?;
-        for answer in &answers {
-            if let Value::ServerError(error) = answer {
-                return Err(errors::server(operation, error));
-            }
-        }
-        Ok(answers)
+        no_error(operation, self.send(operation, calls).await?)
     }
 
     async fn send(&self, operation: &'static str, calls: &Calls) -> Result<Vec<Value>, StoreError> {
@@ -99,15 +93,15 @@ impl Wire {
         }
     }
 
-    /// Runs a script on many keys, and says where it answered 1. One pipeline by digest; where a server does not know the
-    /// script (new, restarted, flushed), those once more by text.
+    /// Runs a script on many keys and returns what it answered, of which none is an error. One pipeline by digest; where a
+    /// server does not know the script (new, restarted, flushed), those once more by text.
     pub(super) async fn script(
         &self,
         operation: &'static str,
         prefix: &str,
         script: &Script,
         runs: &[Run],
-    ) -> Result<Vec<bool>, StoreError> {
+    ) -> Result<Vec<Value>, StoreError> {
         let mut calls = Calls::new(prefix, runs.len());
         for run in runs {
             calls.script(prefix, script, false, run);
@@ -124,10 +118,20 @@ impl Wire {
                 answers[place] = answer;
             }
         }
-        answers
-            .iter()
-            .map(|answer| integer(answer).map(|one| one == 1).ok_or_else(|| errors::shape(operation, answer)))
-            .collect()
+        no_error(operation, answers)
+    }
+
+    /// The same for a script that answers 1 or 0.
+    pub(super) async fn ask_script(
+        &self,
+        operation: &'static str,
+        prefix: &str,
+        script: &Script,
+        runs: &[Run],
+    ) -> Result<Vec<bool>, StoreError> {
+        let answers = self.script(operation, prefix, script, runs).await?;
+        let one = |answer: &Value| integer(answer).map(|one| one == 1).ok_or_else(|| errors::shape(operation, answer));
+        answers.iter().map(one).collect()
     }
 
     /// Sends commands without keys to every server that holds records. The answers of each, errors among them.
@@ -138,6 +142,14 @@ impl Wire {
             _ => Ok(vec![self.send(operation, calls).await?]),
         }
     }
+}
+
+fn no_error(operation: &'static str, answers: Vec<Value>) -> Result<Vec<Value>, StoreError> {
+    let error = answers.iter().find_map(|answer| match answer {
+        Value::ServerError(error) => Some(errors::server(operation, error)),
+        _ => None,
+    });
+    error.map_or(Ok(answers), Err)
 }
 
 /// The same settings at another address.
