@@ -4,9 +4,10 @@
 //! What the quick statements could not do is read, decided by the pure rules, and swapped; what lost a race is read again.
 
 use std::future::Future;
+use std::time::Duration;
 
 use super::{Ask, Batch, Keyed, StoreError};
-use crate::identity::Key;
+use crate::identity::{Fingerprint, Key};
 use crate::record::{
     self, ClaimOutcome, Extend, ExtendOutcome, Grant, Millis, Record, RequeueOutcome, Settle, SettleOutcome, Stamp,
     State, Step, Terms, Token, Verdict,
@@ -29,12 +30,16 @@ pub(super) enum Inserted {
     Claimed,
     /// Something is there, or it is not known whether the insert was ours; with the record where the insert showed it.
     Taken(Option<Found>),
+    /// Somebody's open transaction holds it: nobody can tell yet whether it stands.
+    Locked,
 }
 
 /// How a claim that is still held ends.
 #[derive(Clone, Debug)]
 pub(super) struct Ending {
     pub(super) key: Key,
+    /// What must stand too: the record may have been forgotten, and another message have taken the identity since.
+    pub(super) fingerprint: Fingerprint,
     pub(super) token: Token,
     /// [`State::code`] to write.
     pub(super) code: u8,
@@ -62,8 +67,15 @@ impl Ending {
             Verdict::Released => (State::Failed { due: 0 }, attempts.saturating_sub(1), None, SettleOutcome::Settled),
             Verdict::Dead => (at, attempts, None, SettleOutcome::Settled),
         };
-        let ending =
-            Self { key: settle.key(), token: settle.token, code: state.code(), delay: state.time(), attempts, result };
+        let ending = Self {
+            key: settle.key(),
+            fingerprint: settle.sighting.fingerprint,
+            token: settle.token,
+            code: state.code(),
+            delay: state.time(),
+            attempts,
+            result,
+        };
         (ending, outcome)
     }
 }
@@ -92,7 +104,7 @@ pub(super) trait Cells: Sync {
         asks: &Batch<Ask>,
     ) -> impl Future<Output = Result<Vec<Inserted>, StoreError>> + Send;
 
-    /// Ends the claims that are still held by their token; `false` where that is not so, or not known.
+    /// Ends the claims that are still held by their token, of messages with equal fingerprint; `false` where that is not so, or not known.
     fn finish(&self, endings: &[Ending]) -> impl Future<Output = Result<Vec<bool>, StoreError>> + Send;
 
     /// Prolongs the claims that are still held by their token, never shortening one; `false` where that is not so, for sure.
@@ -124,6 +136,7 @@ pub(super) async fn claim<C: Cells>(
                     outcomes[place] = Some(ClaimOutcome::Acquired(Grant { token, attempt: 1, took_over: false }));
                 }
                 Inserted::Taken(seen) => found[place] = seen,
+                Inserted::Locked => outcomes[place] = Some(ClaimOutcome::InFlight { remaining: Duration::ZERO }),
             }
         }
     }
