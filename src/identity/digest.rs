@@ -112,10 +112,6 @@ impl Digest {
 
 impl Identify for Digest {
     fn identify(&self, message: &dyn MessageView, into: &mut Encoder) -> Result<(), IdentityError> {
-        // All parts first: a digest that ends in an error should not have cost one.
-        for part in &self.parts {
-            present(read(message, part), || part.field())?;
-        }
         for part in &self.parts {
             self.part(part, present(read(message, part), || part.field())?, into)?;
         }

@@ -15,7 +15,9 @@ pub(super) mod tag {
     pub(crate) const INTEGER: u8 = 0x03;
     pub(crate) const HEADER: u8 = 0x04;
     pub(crate) const RECORD_KEY: u8 = 0x05;
+    #[cfg(feature = "json")]
     pub(crate) const JSON_TEXT: u8 = 0x06;
+    #[cfg(feature = "json")]
     pub(crate) const JSON_INTEGER: u8 = 0x07;
     pub(crate) const POSITION: u8 = 0x08;
     pub(crate) const DIGEST: u8 = 0x09;
@@ -100,31 +102,33 @@ impl Bytes {
     }
 
     fn as_slice(&self) -> &[u8] {
-        if self.spilled { &self.heap } else { self.inline.get(..self.len).unwrap_or_default() }
+        let all = if self.spilled { &self.heap[..] } else { &self.inline[..] };
+        all.get(..self.len).unwrap_or_default()
     }
 
     fn push(&mut self, bytes: &[u8]) {
+        self.room(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// The next `size` bytes, to be written to.
+    fn room(&mut self, size: usize) -> &mut [u8] {
+        let (start, end) = (self.len, self.len + size);
+        self.len = end;
         if !self.spilled {
-            let end = self.len + bytes.len();
-            if let Some(slot) = self.inline.get_mut(self.len..end) {
-                slot.copy_from_slice(bytes);
-                self.len = end;
-                return;
+            if end <= INLINE {
+                return self.inline.get_mut(start..end).unwrap_or_default();
             }
             self.heap.clear();
             self.heap.reserve(end.max(2 * INLINE));
-            self.heap.extend_from_slice(self.inline.get(..self.len).unwrap_or_default());
+            self.heap.extend_from_slice(self.inline.get(..start).unwrap_or_default());
             self.spilled = true;
         }
-        self.heap.extend_from_slice(bytes);
-        self.len = self.heap.len();
+        self.heap.resize(end, 0);
+        self.heap.get_mut(start..).unwrap_or_default()
     }
 
     fn truncate(&mut self, len: usize) {
-        if len < self.len {
-            self.len = len;
-            self.heap.truncate(len);
-        }
+        self.len = self.len.min(len);
     }
 }
 
@@ -232,15 +236,13 @@ impl Encoder {
         if self.bytes.len + size > MAX_IDENTITY_BYTES {
             return Err(IdentityError::oversize(field(), self.bytes.len + size));
         }
-        self.bytes.push(&[tag]);
+        let mut room = self.bytes.room(size);
+        room = put(room, &[tag]);
         for piece in pieces {
-            match piece {
-                Piece::Prefixed(bytes) => {
-                    self.bytes.push(Length::of(bytes).as_bytes());
-                    self.bytes.push(bytes);
-                }
-                Piece::Fixed(bytes) => self.bytes.push(bytes),
-            }
+            room = match piece {
+                Piece::Prefixed(bytes) => put(put(room, Length::of(bytes).as_bytes()), bytes),
+                Piece::Fixed(bytes) => put(room, bytes),
+            };
         }
         self.components += 1;
         Ok(())
@@ -254,6 +256,13 @@ impl Encoder {
         self.bytes.truncate(mark.len);
         self.components = mark.components;
     }
+}
+
+/// Writes at the beginning; gives what is left.
+fn put<'r>(room: &'r mut [u8], bytes: &[u8]) -> &'r mut [u8] {
+    let (here, rest) = room.split_at_mut(bytes.len());
+    here.copy_from_slice(bytes);
+    rest
 }
 
 impl Default for Encoder {

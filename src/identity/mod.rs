@@ -23,7 +23,7 @@
 //! | identity | tells apart | beware |
 //! |---|---|---|
 //! | [`header`] | messages to which the producer gave an id | the producer chooses the id |
-//! | [`json`] | the same, the id being in the payload | the payload is parsed |
+//! | `json` (feature `json`) | the same, the id being in the payload | the payload is parsed |
 //! | [`record_key`] | messages whose key names them | a key often names a thing, not a message |
 //! | [`digest`] | messages that say different things | equal bodies collapse into one |
 //! | [`position`] | places in Kafka: redelivery only | what is produced again is new |

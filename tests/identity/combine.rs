@@ -38,7 +38,7 @@ fn or_leaves_nothing_of_a_first_that_failed_halfway() {
     let identify = position().and(record_key().and(header("id")).or(digest(Sha256)));
     let expected = position().and(digest(Sha256)).identity(&long).unwrap();
     assert_eq!(identify.identity(&long).unwrap(), expected);
-    assert_eq!(expected.components(), 2);
+    assert_eq!((expected.components(), identify.identity(&long).unwrap().components()), (2, 2));
 }
 
 #[test]
@@ -78,7 +78,8 @@ fn boxed_shared_and_borrowed_ones_do_the_same() {
     let shared: Arc<dyn Identify> = Arc::new(plain.clone());
     assert_eq!(boxed.identity(&message), expected);
     assert_eq!(shared.identity(&message), expected);
-    assert_eq!((&plain).identity(&message), expected);
+    let borrowed: &dyn Identify = &plain;
+    assert_eq!(Identify::identity(&borrowed, &message), expected);
     // Chosen at run time and combined further.
     let chosen = boxed.or(position());
     assert_eq!(chosen.identity(&message), expected);
@@ -132,6 +133,16 @@ fn an_identity_of_your_own_writes_typed_components() {
     assert_eq!(identity, Identity::integer(9).and(&Identity::bytes(&[1, 2, 3]).unwrap()).unwrap());
     assert_eq!(identity.components(), 2);
     assert_eq!(Envelope.identity(&order().payload([9])), Err(IdentityError::Empty { field: Field::Value }));
+}
+
+#[test]
+fn integers_keep_all_their_bits() {
+    for integer in [0, 1, -1, i128::from(u64::MAX), 1 << 64, i128::MIN, i128::MAX] {
+        let mut encoder = Encoder::new();
+        encoder.integer(integer).unwrap();
+        assert_eq!(encoder.finish(), Ok(Identity::integer(integer)));
+        assert!(Identity::integer(integer).encoded().ends_with(&integer.to_be_bytes()));
+    }
 }
 
 #[test]

@@ -315,6 +315,9 @@ fn f29_an_identity_of_your_own_that_writes_nothing_is_empty() {
     assert_eq!(record_key().and(Silent).identity(&message), Err(empty(Field::Whole)));
     assert_eq!(Silent.and(record_key()).identity(&message), Err(empty(Field::Whole)));
     assert_eq!(Silent.or(record_key()).identity(&message), record_key().identity(&message));
+    // What the first wrote before it failed does not count for the second.
+    let halfway = record_key().and(header("id"));
+    assert_eq!(halfway.or(Silent).identity(&message), Err(missing(Field::Header("id".into()))));
 }
 
 #[test]

@@ -49,12 +49,13 @@ fn every_pointer_to_a_message_is_a_view_of_it() {
     }
     let boxed: Box<dyn MessageView> = Box::new(full());
     let shared: Arc<dyn MessageView + Send + Sync> = Arc::new(full());
-    assert_eq!(copy(&full()), full());
+    assert_eq!(copy(full()), full());
     assert_eq!(copy(&*boxed), full());
     assert_eq!(copy(boxed), full());
     assert_eq!(copy(shared), full());
     assert_eq!(copy(Rc::new(full())), full());
     let message = full();
+    assert_eq!(copy(&message), message);
     let nested = &&message;
     assert_eq!(MessageView::header(nested, "a"), Some(&b"2"[..]));
 }
