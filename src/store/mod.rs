@@ -17,6 +17,8 @@ mod error;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "bloom")]
 mod prechecked;
 #[cfg(feature = "sql")]
@@ -38,6 +40,8 @@ pub use check::{Finding, Report, Severity};
 pub use error::{StoreError, StoreErrorKind};
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 #[cfg(feature = "redis")]

@@ -9,3 +9,5 @@ mod support;
 mod agree;
 mod common;
 mod sqlite;
+#[cfg(feature = "postgres")]
+mod postgres;

@@ -20,6 +20,8 @@ use crate::store::{Ask, Batch, Keyed, Retention, StoreError};
 
 /// How long a statement waits for somebody else's lock.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Connections of a store's own.
+pub(crate) const CONNECTIONS: usize = 4;
 /// How long a statement may take with all its retries.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a statement is repeated that the server gave up in favour of another.

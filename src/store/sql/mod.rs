@@ -14,7 +14,7 @@ mod schema;
 mod statement;
 
 pub(crate) use dialect::{Call, Dialect, Marker};
-pub(crate) use engine::{Engine, LOCK_TIMEOUT};
+pub(crate) use engine::{CONNECTIONS, Engine, LOCK_TIMEOUT};
 pub(crate) use fault::Fault;
 pub(crate) use name::TableName;
 pub(crate) use rows::{Column, Kind, Raw, Reading, Scalar, Values};
