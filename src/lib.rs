@@ -14,6 +14,16 @@ mod kafka;
 mod level;
 pub mod message;
 pub mod record;
+mod retry;
 pub mod store;
+mod wrapper;
 
 pub use level::Level;
+pub use retry::Retry;
+#[cfg(feature = "json")]
+pub use wrapper::AsJson;
+pub use wrapper::{
+    At, BatchDone, BuildError, CallError, Claim, Commit, Counts, Done, Each, EachError, ErrorClass, Failure, Fatal,
+    Findings, Finished, HandleError, HandlerError, Kept, MIN_LEASE, Mode, OnConflict, Once, OnceBuilder, Stage, Unkept,
+    Unsettled,
+};
