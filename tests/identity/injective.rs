@@ -118,7 +118,7 @@ fn joined() -> impl Strategy<Value = (Vec<Component>, Identity)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn f25_every_identity_decodes_to_what_it_was((components, identity) in joined()) {

@@ -239,7 +239,7 @@ fn refused(found: &Result<Identity, IdentityError>, kind: Option<JsonKind>) -> b
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     /// serde_json's own pointer says the same, by another way: through the whole document as a tree.
     #[test]
