@@ -11,3 +11,5 @@ mod common;
 mod sqlite;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "mysql")]
+mod mysql;
