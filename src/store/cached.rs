@@ -172,6 +172,8 @@ enum Look {
     Hit(ClaimOutcome),
     /// Known, and let through to learn the store's clock: it was confirmed at this local time.
     Probe(Millis),
+    /// Known with another fingerprint: the store's to say.
+    Other,
     Miss,
 }
 
@@ -237,10 +239,12 @@ impl<S: DedupStore> Cached<S> {
         let look = |ask: &Ask| {
             let key = ask.key();
             let Some(entry) = self.cache.get(&key) else { return Look::Miss };
-            // Gone by, or not what this message says: the store decides, and what it says is kept instead.
-            if now >= entry.expires || entry.fingerprint != ask.sighting.fingerprint {
+            if now >= entry.expires {
                 self.cache.remove(&key);
                 return Look::Miss;
+            }
+            if entry.fingerprint != ask.sighting.fingerprint {
+                return Look::Other;
             }
             let at = match (entry.at, offset) {
                 (When::Store(at), _) => at,
@@ -266,9 +270,9 @@ impl<S: DedupStore> Cached<S> {
                 let at = When::Store(first.at);
                 self.keep(ask.key(), ask.sighting.fingerprint, &first.origin, at, result.as_ref(), now);
             }
+            (ClaimOutcome::Conflict { .. }, Look::Other) | (_, Look::Miss | Look::Hit(_)) => {}
             // The store has forgotten it.
-            (_, Look::Probe(_)) => drop(self.cache.remove(&ask.key())),
-            _ => {}
+            (_, Look::Probe(_) | Look::Other) => drop(self.cache.remove(&ask.key())),
         }
     }
 
@@ -370,6 +374,10 @@ impl<S: DedupStore> DedupStore for Cached<S> {
             let first = settle.token.fence == Fence::FIRST && settle.attempt == 1;
             if let (Verdict::Succeeded { result }, SettleOutcome::Settled, true) = (&settle.verdict, outcome, first) {
                 let Settle { sighting, .. } = settle;
+                // Reported again: the store keeps what it was told first.
+                if self.cache.peek(&sighting.key).is_some_and(|entry| before < entry.expires) {
+                    continue;
+                }
                 let at = When::Local(during);
                 self.keep(sighting.key, sighting.fingerprint, &sighting.origin, at, result.as_ref(), before);
             }

@@ -300,3 +300,15 @@ async fn the_first_copy_of_a_retried_message_is_told_as_the_store_tells_it() {
         assert_eq!(first.origin, sighting(5).origin);
     }
 }
+
+#[tokio::test]
+async fn a_success_reported_again_with_another_result_keeps_the_first() {
+    let store = Cached::new(Probe::memory());
+    look_at_the_clock(&store).await;
+    let grant = acquire(&store, 1, 5).await;
+    for result in ["first", "second"] {
+        assert_eq!(settle_one(&store, 5, grant, succeeded_with(result)).await, SettleOutcome::Settled);
+    }
+    let ClaimOutcome::Duplicate { result, .. } = claim_one(&store, 2, 5).await.unwrap() else { panic!("handled") };
+    assert_eq!(result, Some(Bytes::from_static(b"first")));
+}

@@ -8,5 +8,8 @@ mod support;
 mod batched;
 mod cached;
 mod items;
+mod lives;
 mod prechecked;
 mod probe;
+mod stacks;
+mod stores;
