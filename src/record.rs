@@ -14,7 +14,7 @@
 //! with an outcome and the record to write instead, if any. A store writes that only where
 //! nothing changed meanwhile (see [`Record::stamp`]), and reads again otherwise.
 //!
-//! The rules, shown by the model checker in `tests/record.rs`:
+//! The rules, shown by the model checker in `tests/record`:
 //!
 //! - The fence grows with every claim by another owner, and never falls.
 //! - Claiming is re-entrant: the owner of a claim that asks again gets the same claim.
@@ -34,6 +34,10 @@ use crate::identity::{Fingerprint, Key};
 
 /// Milliseconds on a store's clock. Only differences mean anything.
 pub type Millis = i64;
+
+/// The longest duration that is told apart from a longer one: about 140,000 years. A time plus this is far from the
+/// end of a 64-bit integer, and still exact in a double, so that no store's arithmetic overflows or rounds.
+pub const LONGEST: Millis = 1 << 52;
 
 /// Who holds a claim: a random number, new for every [`Once`](crate::Once) that is built.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -227,7 +231,7 @@ impl State {
 }
 
 /// What a store remembers of one identity.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     /// What it is in, since or until when.
     pub state: State,
@@ -281,7 +285,7 @@ impl Record {
 }
 
 /// A message as a claim brings it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sighting {
     /// What the store knows it by.
     pub key: Key,
@@ -357,7 +361,7 @@ pub enum ClaimOutcome {
 }
 
 /// How a claim ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// The effect happened.
     Succeeded {
@@ -459,10 +463,10 @@ pub fn after(now: Millis, duration: Duration) -> Millis {
     now.saturating_add(millis(duration))
 }
 
-/// A duration in whole milliseconds; saturates.
+/// A duration in whole milliseconds, at most [`LONGEST`].
 #[must_use]
 pub fn millis(duration: Duration) -> Millis {
-    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
+    Millis::try_from(duration.as_millis()).map_or(LONGEST, |millis| millis.min(LONGEST))
 }
 
 fn until(now: Millis, then: Millis) -> Duration {

@@ -61,8 +61,8 @@ pub(super) async fn a_succeeded_message_is_a_duplicate(ground: Ground) -> Check 
         first: Seen { origin: message.origin.clone(), at: record.state.time() },
     };
     for store in ground.handles() {
-        same("a copy, to another owner", &claim(&**store, &ground.terms(), &copy).await?, &want)?;
-        same("a copy, to the same owner", &claim(&**store, &terms, &copy).await?, &want)?;
+        same_claim(&ground, "a copy, to another owner", &claim(&**store, &ground.terms(), &copy).await?, &want)?;
+        same_claim(&ground, "a copy, to the same owner", &claim(&**store, &terms, &copy).await?, &want)?;
     }
     same("the record of a message seen again", &known(&*ground.store, &message).await?, &record)
 }
@@ -163,7 +163,7 @@ pub(super) async fn another_fingerprint_is_a_conflict(ground: Ground) -> Check {
         for terms in [ground.terms(), Terms { owner: record.owner, ..ground.terms() }] {
             let got = claim(&*ground.store, &terms, &liar).await?;
             let what = format!("another body for a message that is {:?}", story.past);
-            same(&what, &got, &ClaimOutcome::Conflict { first: first.clone() })?;
+            same_claim(&ground, &what, &got, &ClaimOutcome::Conflict { first: first.clone() })?;
         }
         same("the record after a conflict", &known(&*ground.store, story.message()).await?, record)?;
     }
@@ -213,7 +213,7 @@ async fn follows(ground: &Ground, read_first: impl Fn(usize) -> bool + Send) -> 
         for (story, got) in stories.iter().zip(&got) {
             let what = format!("a claim by {who} of a message that is {:?}", story.past);
             let mut step = record::claim(story.record.as_ref(), story.message(), &terms, story.now());
-            same_claim(&what, got, &step.outcome)?;
+            same_claim(ground, &what, got, &step.outcome)?;
             if story.past == Past::Held {
                 // Prolonged or not, by a millisecond: leave the time out.
                 step.write = step.write.or_else(|| story.record.clone());

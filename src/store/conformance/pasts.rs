@@ -162,8 +162,8 @@ fn story(past: Past, first: Held, record: Option<Record>) -> Check<Story> {
     Ok(Story { past, first, record })
 }
 
-/// Compares a claim's answer with what the rule says. Durations need only be possible.
-pub(super) fn same_claim(what: &str, got: &ClaimOutcome, want: &ClaimOutcome) -> Check {
+/// Compares a claim's answer with what the rule says. Durations need only be possible, and times within the slack allowed.
+pub(super) fn same_claim(ground: &Ground, what: &str, got: &ClaimOutcome, want: &ClaimOutcome) -> Check {
     match (got, want) {
         (ClaimOutcome::InFlight { remaining }, ClaimOutcome::InFlight { .. })
         | (ClaimOutcome::NotDue { remaining }, ClaimOutcome::NotDue { .. }) => {
@@ -171,7 +171,7 @@ pub(super) fn same_claim(what: &str, got: &ClaimOutcome, want: &ClaimOutcome) ->
                 format!("{what}: got {got:?}, which is not within an hour")
             })
         }
-        _ => same(what, got, want),
+        _ => same(what, &ground.near(got.clone(), want), want),
     }
 }
 

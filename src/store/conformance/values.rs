@@ -120,9 +120,11 @@ async fn live_apart(ground: &Ground, what: &str, messages: &[Sighting]) -> Check
 }
 
 pub(super) async fn keys_of_all_zeros_and_all_ones_work(ground: Ground) -> Check {
-    let mut keys = vec![[0; 16], [0xff; 16], [0x80; 16], [0x7f; 16]];
-    keys[2][1..].fill(0);
-    keys[3][1..].fill(0xff);
+    let mut keys = vec![[0; 16], [0xff; 16], [0; 16], [0xff; 16], [0; 16], [0xff; 16]];
+    keys[2][0] = 0x80;
+    keys[3][0] = 0x7f;
+    keys[4][15] = 1;
+    keys[5][15] = 0xfe;
     let messages: Vec<Sighting> =
         keys.into_iter().map(|key| Sighting { key: Key::from_bytes(key), ..ground.message() }).collect();
     live_apart(&ground, "key", &messages).await
@@ -134,6 +136,8 @@ pub(super) async fn keys_that_look_alike_are_distinct(ground: Ground) -> Check {
         b"hapax key A    ",
         b"hapax key a   \0",
         b"hapax key a  \0\0",
+        b"hapax key \0 a  ",
+        b"hapax key \0 b  ",
         b"hapax key '    ",
         b"hapax key \"    ",
         b"hapax key \\    ",
