@@ -70,9 +70,9 @@ impl Calls {
         self.pipeline.add_command(command);
     }
 
-    /// A command of a name and a key.
-    pub(super) fn ask(&mut self, prefix: &str, name: &str, key: Key) {
-        let command = self.keyed(prefix, name, key, 0, 0);
+    /// `GET key`.
+    pub(super) fn get(&mut self, prefix: &str, key: Key) {
+        let command = self.keyed(prefix, "GET", key, 0, 0);
         self.pipeline.add_command(command);
     }
 
@@ -91,6 +91,19 @@ impl Calls {
         }
         self.pipeline.add_command(command);
     }
+}
+
+/// `MGET key…`: one command for all.
+pub(super) fn read_all(prefix: &str, keys: &[Key]) -> Cmd {
+    let mut command = Cmd::with_capacity(1 + keys.len(), 4 + keys.len() * (prefix.len() + 16));
+    let mut name = prefix.as_bytes().to_vec();
+    command.write_arg(b"MGET");
+    for key in keys {
+        name.truncate(prefix.len());
+        name.extend_from_slice(key.as_bytes());
+        command.write_arg(&name);
+    }
+    command
 }
 
 /// One run of a script.

@@ -99,19 +99,8 @@ impl Cells for RedisStore {
     }
 
     async fn read(&self, keys: &Batch<Key>) -> Result<Vec<Found>, StoreError> {
-        let mut calls = Calls::new(&self.prefix, keys.len());
-        for key in keys.keys() {
-            calls.ask(&self.prefix, "GET", key);
-        }
-        let answers = self.wire.run("read", &calls).await?;
-        let mut values = Vec::with_capacity(answers.len());
-        for (key, answer) in keys.keys().zip(answers) {
-            match answer {
-                Value::Nil => values.push((key, None)),
-                Value::BulkString(bytes) => values.push((key, Some(bytes))),
-                other => return Err(errors::shape("read", &other)),
-            }
-        }
+        let values = self.wire.read("read", &self.prefix, keys).await?;
+        let values = keys.keys().zip(values).collect();
         self.found("read", values).await
     }
 
@@ -124,7 +113,8 @@ impl Cells for RedisStore {
             let ttl = Draft::of(&change.after).pack(&mut value, change.now, &self.retention);
             match &change.before {
                 None => {
-                    new.set(&self.prefix, change.key, &value, &["NX"], ttl);
+                    // GET, because it refuses what is no string: reading many at once shows that as nothing.
+                    new.set(&self.prefix, change.key, &value, &["NX", "GET"], ttl);
                     new_places.push(place);
                 }
                 Some(before) => {
@@ -134,9 +124,10 @@ impl Cells for RedisStore {
             }
         }
         for (place, answer) in new_places.into_iter().zip(self.wire.run("move", &new).await?) {
-            swapped[place] = matches!(answer, Value::Okay);
+            swapped[place] = matches!(answer, Value::Nil);
         }
-        for (place, done) in run_places.into_iter().zip(self.wire.ask_script("move", &self.prefix, &SWAP, &runs).await?) {
+        for (place, done) in run_places.into_iter().zip(self.wire.ask_script("move", &self.prefix, &SWAP, &runs).await?)
+        {
             swapped[place] = done;
         }
         Ok(swapped)

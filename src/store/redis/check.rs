@@ -149,7 +149,9 @@ fn look(info: &Fields, config: &Fields, report: &mut Report) {
         ),
         Some(policy) => report.warning(
             "maxmemory-policy",
-            format!("it is {policy}, without a maxmemory so far: with one, the server would forget claims and successes."),
+            format!(
+                "it is {policy}, without a maxmemory so far: with one, the server would forget claims and successes."
+            ),
             "Set it to noeviction.",
         ),
     }

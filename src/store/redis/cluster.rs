@@ -212,8 +212,9 @@ impl Nodes {
                             }
                         }
                     }
-                    Err(error) => failed
-                        .extend(parcel.places.into_iter().map(|place| (place, Arc::clone(&parcel.link), error.clone()))),
+                    Err(error) => failed.extend(
+                        parcel.places.into_iter().map(|place| (place, Arc::clone(&parcel.link), error.clone())),
+                    ),
                 }
             }
             for (address, places) in asked {

@@ -60,7 +60,9 @@ fn server_code(operation: &'static str, code: &str, details: Option<&str>) -> St
             operation,
             "the server has reached its maxmemory. Give it more, or shorten the retention.",
         ),
-        "MISCONF" => StoreError::unavailable(NAME, operation, "the server cannot write to its disk and stopped writing"),
+        "MISCONF" => {
+            StoreError::unavailable(NAME, operation, "the server cannot write to its disk and stopped writing")
+        }
         "NOREPLICAS" => StoreError::unavailable(NAME, operation, "the server has too few replicas to write"),
         "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "MOVED" | "ASK" => {
             StoreError::unavailable(NAME, operation, format!("the server answered {code}: it is not ready"))

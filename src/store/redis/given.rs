@@ -1,9 +1,12 @@
 //! A connection that the user brought.
 
 use async_trait::async_trait;
+#[cfg(feature = "redis-cluster")]
 use futures_util::future::join_all;
+#[cfg(feature = "redis-cluster")]
+use redis::RedisError;
 use redis::aio::ConnectionLike;
-use redis::{Pipeline, RedisError, RedisResult, Value};
+use redis::{Pipeline, RedisResult, Value};
 
 use super::errors;
 use super::link::{Patience, count_checked};
@@ -26,8 +29,10 @@ impl<C: ConnectionLike + Clone + Send + Sync> Given for Cloned<C> {
 }
 
 /// The client library's own cluster connection: it takes no pipeline over several slots, so each command goes alone, all at once.
+#[cfg(feature = "redis-cluster")]
 pub(super) struct Apart<C>(pub(super) C);
 
+#[cfg(feature = "redis-cluster")]
 #[async_trait]
 impl<C: ConnectionLike + Clone + Send + Sync> Given for Apart<C> {
     async fn send(&self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
@@ -40,6 +45,7 @@ impl<C: ConnectionLike + Clone + Send + Sync> Given for Apart<C> {
 }
 
 /// A server's answer stands in its place; everything else fails the call.
+#[cfg(feature = "redis-cluster")]
 fn as_value(error: RedisError) -> RedisResult<Value> {
     match error.clone().into_server_errors() {
         Some(errors) if errors.len() == 1 => Ok(Value::ServerError(errors[0].1.clone())),

@@ -129,17 +129,18 @@ pub(super) async fn open(
             .map_err(|error| errors::client("connect", error))?;
         let mut hello = Pipeline::with_capacity(2);
         hello.cmd("TIME").cmd("ROLE");
-        let answers = connection
-            .req_packed_commands(&hello, 0, 2)
-            .await
-            .map_err(|error| errors::client("connect", error))?;
+        let answers =
+            connection.req_packed_commands(&hello, 0, 2).await.map_err(|error| errors::client("connect", error))?;
         // A right to ask for either may be missing; wrong credentials may not.
         if let Some(Value::ServerError(error)) = answers.first()
             && error.code() != "NOPERM"
         {
             return Err(errors::server("connect", error));
         }
-        if primary && let Some(Value::Array(role)) = answers.get(1) && role.first().and_then(text) == Some("slave") {
+        if primary
+            && let Some(Value::Array(role)) = answers.get(1)
+            && role.first().and_then(text) == Some("slave")
+        {
             return Err(StoreError::unavailable(
                 errors::NAME,
                 "connect",
@@ -202,8 +203,7 @@ impl Link {
                 Phase::Open(connection) => return Ok((state.generation, connection.clone())),
                 Phase::Opening(opening) => (state.generation, opening.clone()),
                 Phase::Closed => {
-                    let (opener, clock, patience) =
-                        (Arc::clone(&self.opener), Arc::clone(&self.clock), self.patience);
+                    let (opener, clock, patience) = (Arc::clone(&self.opener), Arc::clone(&self.clock), self.patience);
                     let opening = async move { opener.open(&clock, patience).await }.boxed().shared();
                     state.generation += 1;
                     state.phase = Phase::Opening(opening.clone());

@@ -8,23 +8,31 @@ use std::sync::Arc;
 use redis::aio::ConnectionLike;
 use redis::{ConnectionAddr, ConnectionInfo, Value};
 
-use super::calls::{Calls, Run, Script};
+use super::calls::{Calls, Run, Script, read_all};
 #[cfg(feature = "redis-cluster")]
 use super::cluster::Nodes;
 use super::errors;
 #[cfg(feature = "redis-cluster")]
 use super::given::Apart;
 use super::given::{self, Cloned, Given};
-use super::link::{Clock, Link, Patience, integer};
+use super::link::{Clock, Link, Patience, count_checked, integer};
+use crate::identity::Key;
 use crate::record::Millis;
-use crate::store::StoreError;
+use crate::store::{Batch, StoreError};
 
 enum Way {
     One(Link),
     #[cfg(feature = "redis-cluster")]
     Cluster(Nodes),
-    Given(Box<dyn Given>),
+    Given {
+        given: Box<dyn Given>,
+        /// Each command goes alone, to a node of its own.
+        apart: bool,
+    },
 }
+
+/// Most keys that one command reads, so that no other client waits long for it.
+const MOST_KEYS: usize = 1024;
 
 /// Sends a store's commands.
 pub(super) struct Wire {
@@ -39,7 +47,7 @@ impl fmt::Debug for Wire {
             Way::One(_) => "server",
             #[cfg(feature = "redis-cluster")]
             Way::Cluster(_) => "cluster",
-            Way::Given(_) => "connection",
+            Way::Given { .. } => "connection",
         })
     }
 }
@@ -63,8 +71,8 @@ impl Wire {
         #[cfg(feature = "redis-cluster")]
         let given: Box<dyn Given> = if apart { Box::new(Apart(connection)) } else { Box::new(Cloned(connection)) };
         #[cfg(not(feature = "redis-cluster"))]
-        let given: Box<dyn Given> = Box::new(Cloned(connection));
-        Self { way: Way::Given(given), clock: Arc::default(), patience }
+        let (given, apart): (Box<dyn Given>, bool) = (Box::new(Cloned(connection)), false);
+        Self { way: Way::Given { given, apart }, clock: Arc::default(), patience }
     }
 
     /// The server's clock, as the client knows it.
@@ -89,8 +97,47 @@ impl Wire {
             Way::One(link) => link.send(operation, &calls.pipeline).await,
             #[cfg(feature = "redis-cluster")]
             Way::Cluster(nodes) => nodes.send(operation, calls).await,
-            Way::Given(given) => given::send(given.as_ref(), operation, &calls.pipeline, self.patience).await,
+            Way::Given { given, .. } => given::send(given.as_ref(), operation, &calls.pipeline, self.patience).await,
         }
+    }
+
+    /// Reads the values of keys, which hold strings: in one command where all keys are on one server, in one each otherwise.
+    pub(super) async fn read(
+        &self,
+        operation: &'static str,
+        prefix: &str,
+        keys: &Batch<Key>,
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let one_server = match &self.way {
+            Way::One(_) => true,
+            #[cfg(feature = "redis-cluster")]
+            Way::Cluster(_) => false,
+            Way::Given { apart, .. } => !apart,
+        };
+        let answers = if one_server && keys.len() > 1 {
+            let keys: Vec<Key> = keys.keys().collect();
+            let reads = keys.chunks(MOST_KEYS).map(|keys| read_all(prefix, keys));
+            let mut answers = Vec::with_capacity(keys.len());
+            for part in self.run(operation, &Calls::of(reads)).await? {
+                match part {
+                    Value::Array(part) => answers.extend(part),
+                    other => return Err(errors::shape(operation, &other)),
+                }
+            }
+            answers
+        } else {
+            let mut calls = Calls::new(prefix, keys.len());
+            for key in keys.keys() {
+                calls.get(prefix, key);
+            }
+            self.run(operation, &calls).await?
+        };
+        let value = |answer| match answer {
+            Value::Nil => Ok(None),
+            Value::BulkString(bytes) => Ok(Some(bytes)),
+            other => Err(errors::shape(operation, &other)),
+        };
+        count_checked(operation, answers, keys.len())?.into_iter().map(value).collect()
     }
 
     /// Runs a script on many keys and returns what it answered, of which none is an error. One pipeline by digest; where a
@@ -156,12 +203,9 @@ fn no_error(operation: &'static str, answers: Vec<Value>) -> Result<Vec<Value>, 
 #[cfg_attr(not(any(feature = "redis-cluster", feature = "redis-sentinel")), expect(dead_code))]
 pub(super) fn at(info: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
     let addr = match info.addr() {
-        ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
-            host: host.to_owned(),
-            port,
-            insecure: *insecure,
-            tls_params: tls_params.clone(),
-        },
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+            ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure: *insecure, tls_params: tls_params.clone() }
+        }
         _ => ConnectionAddr::Tcp(host.to_owned(), port),
     };
     info.clone().set_addr(addr)
