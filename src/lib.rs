@@ -1,4 +1,57 @@
-//! hapax: handle every Kafka message once.
+//! hapax (Greek ἅπαξ, once) makes a Kafka consumer handle every message once.
+//!
+//! It stands between an rdkafka consumer with manual offset commits and the business logic. For every delivered message it
+//! decides whether the message was handled before, is being handled now, or is new; it runs the handler for new ones only,
+//! remembers the outcome, and says which offsets may be committed.
+//!
+//! ```
+//! use hapax::identity::{Identify, Sha256, digest, header};
+//! use hapax::message::Parts;
+//! use hapax::store::MemoryStore;
+//! use hapax::Once;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let once = Once::builder(MemoryStore::new())
+//!     .scope("payments", "charge") // consumer group, handler
+//!     .identify(header("message-id").or(digest(Sha256))) // what makes two messages the same
+//!     .build()
+//!     .await?;
+//!
+//! let message = Parts::new("orders").at(0, 7).payload("one coffee").header("message-id", "7d0c");
+//! let done = once.handle(&message, async |_claim| Ok::<_, String>(())).await?;
+//! assert!(done.may_commit());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Ways in
+//!
+//! - Around a loop of your own: [`Once::handle`], [`Once::handle_batch`]. rdkafka's borrowed and owned messages are
+//!   [`MessageView`](message::MessageView)s.
+//! - Without Kafka: [`Once::call`], for an interface that has to be idempotent.
+//! - With the consumer of this crate: `Consumer` runs [`Once::each`] (feature `kafka`).
+//!
+//! # Guarantee levels
+//!
+//! No level loses a message. They differ in when an effect may repeat; see [`Level`].
+//!
+//! | level | how | an effect may repeat after |
+//! |---|---|---|
+//! | L0 | claim in Redis or memory | a lease that ran out; a crash between effect and settle; a failover, restart or eviction that forgot a claim |
+//! | L1 | claim in a SQL store, effect elsewhere | a lease that ran out; a crash between effect and settle |
+//! | L2 | effect and record in one SQL transaction | nothing, in that database. Not in this version |
+//! | L3 | any, and [`Claim::idempotency_key`] handed to a resource that honours it | nothing, at that resource |
+//!
+//! # What it is not
+//!
+//! Not Kafka's own transactions, which cover what goes from Kafka to Kafka; not a stream processor; not a job queue. A fence or a
+//! lease alone does not keep a slow handler from repeating an effect at a remote system: only L2 and L3 do.
+//!
+//! # The map
+//!
+//! [`identity`] says what makes two messages the same, [`record`] is one record's life as pure rules, [`store`] keeps records,
+//! `Once` wraps handlers, `consumer` is the rdkafka side with [`frontier`] deciding what may be committed.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
@@ -18,6 +71,8 @@ mod retry;
 pub mod store;
 mod wrapper;
 
+#[cfg(feature = "kafka")]
+pub use consumer::{Consumer, ConsumerError, Message, Summary};
 pub use level::Level;
 pub use retry::Retry;
 #[cfg(feature = "json")]
@@ -27,3 +82,8 @@ pub use wrapper::{
     Findings, Finished, HandleError, HandlerError, Kept, MIN_LEASE, Mode, OnConflict, Once, OnceBuilder, Stage, Unkept,
     Unsettled,
 };
+
+/// The README's code is compiled with the tests.
+#[cfg(all(doctest, feature = "kafka", feature = "sqlite"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -10,7 +10,7 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(45);
 const DRAIN: Duration = Duration::from_secs(10);
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const COMMIT_AFTER: u64 = 50_000;
-const INTAKE: usize = 1_024;
+const INTAKE: usize = 2_048;
 
 /// A setting with which the consumer does not start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,7 +143,7 @@ pub(super) struct Settings {
     pub(super) drain: Duration,
     /// For how long a synchronous commit is waited for.
     pub(super) commit_wait: Duration,
-    /// Unfinished messages of one partition from which on no more are taken in.
+    /// Unfinished messages that one partition may have.
     pub(super) intake: usize,
     /// Whether the user set `fetch.queue.backoff.ms`.
     pub(super) backoff_set: bool,

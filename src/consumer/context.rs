@@ -5,18 +5,18 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance};
+use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 use tracing::{debug, error, info, warn};
 
 use super::bell::{Bell, Wait};
+use super::committer::{CommitOutcome, Committer, Ticket, is_ownership_gone};
 use super::config::Settings;
 use super::handling::Failure;
 use super::lane::{Delivered, Lane, Report};
@@ -47,6 +47,10 @@ struct State {
     /// librdkafka's last words about an error; they name the topic.
     reason: String,
     finished_since_commit: u64,
+    /// The last commit asked for.
+    asked: Ticket,
+    /// The last commit answered.
+    answered: Ticket,
     scratch: Vec<Report>,
 }
 
@@ -60,8 +64,8 @@ pub(super) struct Context {
     state: Mutex<State>,
     /// Grows with every callback: what was an empty poll, and what was not.
     events: AtomicU64,
-    /// The client that this is the context of.
-    client: OnceLock<Weak<Client>>,
+    /// Made after the client, which it needs.
+    committer: OnceLock<Committer>,
 }
 
 impl Context {
@@ -74,13 +78,15 @@ impl Context {
             end: None,
             reason: String::new(),
             finished_since_commit: 0,
+            asked: 0,
+            answered: 0,
             scratch: Vec::new(),
         });
-        Self { settings, bell, start_lane, state, events: AtomicU64::new(0), client: OnceLock::new() }
+        Self { settings, bell, start_lane, state, events: AtomicU64::new(0), committer: OnceLock::new() }
     }
 
-    pub(super) fn attach(&self, client: &Arc<Client>) {
-        let _ = self.client.set(Arc::downgrade(client));
+    pub(super) fn attach(&self, committer: Committer) {
+        let _ = self.committer.set(committer);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -159,6 +165,10 @@ impl Context {
                         debug!(offset, error = %failure, "a message of a partition that is gone failed");
                     }
                 }
+                Report::Committed { ticket, outcomes } => {
+                    state.answered = ticket;
+                    outcomes.into_iter().for_each(|outcome| state.learn(outcome));
+                }
                 Report::Ended { epoch } => {
                     let Some(lane) = state.lanes.get_mut(&epoch) else { continue };
                     lane.ended = true;
@@ -182,9 +192,9 @@ impl Context {
         state.end.is_some()
     }
 
-    /// Decides about back-pressure and does it. Answers for how long nothing is to be taken in, and whether something is paused.
-    pub(super) fn flow(&self, client: &Client, now: Duration) -> Option<Duration> {
-        let Flow { pause, resume, hold } = self.lock().partitions.flow(now);
+    /// Decides about back-pressure and does it. Answers how many messages may be taken in, or for how long none.
+    pub(super) fn flow(&self, client: &Client, now: Duration) -> Result<usize, Duration> {
+        let Flow { pause, resume, hold, room } = self.lock().partitions.flow(now);
         if !pause.is_empty() {
             debug!(partitions = %Places(&pause), "paused: handlers are slower than Kafka");
             if let Err(error) = client.pause(&list(&pause)) {
@@ -192,7 +202,7 @@ impl Context {
             }
         }
         self.resume(client, &resume);
-        hold
+        hold.map_or(Ok(room), Err)
     }
 
     fn resume(&self, client: &Client, positions: &[Position]) {
@@ -219,10 +229,13 @@ impl Context {
         self.lock().finished_since_commit >= self.settings.commit_after
     }
 
-    /// Hands what is finished to librdkafka; the broker's answer comes back to `commit_callback`.
+    /// Has committed what is finished and was not handed over, unless the broker still owes an answer.
     pub(super) fn commit(&self, client: &Client) {
         let positions = {
             let mut state = self.lock();
+            if state.answered < state.asked {
+                return;
+            }
             state.finished_since_commit = 0;
             state.partitions.to_commit()
         };
@@ -241,54 +254,37 @@ impl Context {
         let (not_ours, ours): (Vec<_>, Vec<_>) = positions
             .into_iter()
             .partition(|position| refused.contains(&(position.topic.to_string(), position.partition)));
-        let failed = if ours.is_empty() {
-            Vec::new()
-        } else {
-            match client.commit(&list(&ours), CommitMode::Async) {
-                Ok(()) => Vec::new(),
-                Err(error) => {
-                    warn!(%error, "offsets could not be handed over for committing; tried again");
-                    ours
-                }
-            }
-        };
+        not_ours.iter().for_each(|position| self.lock().partitions.refuse(position));
+        self.ask(ours);
+    }
+
+    /// Asks for a commit. Answers its number.
+    fn ask(&self, positions: Vec<Position>) -> Option<Ticket> {
+        let committer = self.committer.get().filter(|_| !positions.is_empty())?;
         let mut state = self.lock();
-        for position in not_ours.iter().chain(&failed) {
-            state.partitions.refuse(position);
-        }
+        state.asked += 1;
+        committer.ask(state.asked, positions);
+        Some(state.asked)
     }
 
     /// Commits and waits for the broker's answer, but not for ever: librdkafka itself would wait until the coordinator is back.
-    fn commit_and_wait(&self, positions: &[Position]) {
-        if positions.is_empty() {
-            return;
-        }
-        let Some(client) = self.client.get().and_then(Weak::upgrade) else { return };
-        let (answer, answered) = mpsc::channel();
-        let offsets = list(positions);
-        let ask = move || {
-            let _ = answer.send(client.commit(&offsets, CommitMode::Sync));
-        };
-        if let Err(error) = thread::Builder::new().name("hapax-commit".into()).spawn(ask) {
-            warn!(%error, "no thread for the last commit; what it would have committed is delivered again");
-            return;
-        }
-        let result = answered.recv_timeout(self.settings.commit_wait);
-        let mut state = self.lock();
-        match result {
-            Ok(Ok(())) | Ok(Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset))) => state.confirm(positions),
-            Ok(Err(error)) => {
-                state.summary.failed_commits += 1;
-                if is_ownership_gone(&error) {
-                    info!(%error, partitions = %Places(positions), "no longer the owner; what was not committed is delivered again");
-                } else {
-                    warn!(%error, partitions = %Places(positions), "the last commit failed; what it was about is delivered again");
-                }
+    fn commit_and_wait(&self, positions: Vec<Position>) {
+        let Some(ticket) = self.ask(positions) else { return };
+        let deadline = Instant::now() + self.settings.commit_wait;
+        loop {
+            self.collect();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut state = self.lock();
+            if state.answered >= ticket {
+                return;
             }
-            Err(_) => {
+            if left.is_zero() {
                 state.summary.failed_commits += 1;
-                warn!(partitions = %Places(positions), "the last commit was not answered in time; what it was about may be delivered again");
+                warn!(waited = ?self.settings.commit_wait, "a last commit was not answered; what it was about may be delivered again");
+                return;
             }
+            drop(state);
+            self.bell.wait(Wait::Reports(1), left);
         }
     }
 
@@ -350,7 +346,7 @@ impl Context {
         if !lost {
             self.drain(&epochs, self.settings.drain);
             let positions = self.lock().partitions.unconfirmed(Some(&epochs));
-            self.commit_and_wait(&positions);
+            self.commit_and_wait(positions);
         }
         let mut paused = Vec::new();
         {
@@ -380,7 +376,7 @@ impl Context {
         let unfinished = self.lock().partitions.unfinished() as u64;
         if !lost {
             let positions = self.lock().partitions.unconfirmed(None);
-            self.commit_and_wait(&positions);
+            self.commit_and_wait(positions);
         }
         let mut state = self.lock();
         state.summary.left = unfinished;
@@ -409,13 +405,30 @@ impl Context {
 }
 
 impl State {
-    fn confirm(&mut self, positions: &[Position]) {
-        let mut news = false;
-        for position in positions {
-            self.partitions.confirm(position);
-            news |= self.summary.committed(position);
+    /// Takes in what the broker said to a commit.
+    fn learn(&mut self, outcome: CommitOutcome) {
+        let CommitOutcome { positions, result } = outcome;
+        match result {
+            Ok(()) => {
+                for position in &positions {
+                    self.partitions.confirm(position);
+                    self.summary.committed(position);
+                }
+                self.summary.commits += 1;
+            }
+            Err(error) => {
+                self.summary.failed_commits += 1;
+                for position in &positions {
+                    self.partitions.refuse(position);
+                }
+                let partitions = Places(&positions);
+                if is_ownership_gone(&error) {
+                    info!(%error, %partitions, "not committed: the group is changing; what is not committed is delivered again");
+                } else {
+                    warn!(%error, %partitions, "not committed; tried again as long as the partitions are owned");
+                }
+            }
         }
-        self.summary.commits += u64::from(news);
     }
 }
 
@@ -433,33 +446,6 @@ impl ConsumerContext for Context {
                 self.revoked(client, partitions, lost);
             }
             Rebalance::Error(error) => warn!(%error, "rebalance failed"),
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        self.count_event();
-        if let Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) = result {
-            return;
-        }
-        let mut confirmed = Vec::new();
-        let mut refused = Vec::new();
-        for element in offsets.elements() {
-            let Offset::Offset(offset) = element.offset() else { continue };
-            let position = Position { topic: element.topic().into(), partition: element.partition(), offset };
-            if result.is_ok() && element.error().is_ok() { &mut confirmed } else { &mut refused }.push(position);
-        }
-        let mut state = self.lock();
-        state.confirm(&confirmed);
-        if !refused.is_empty() {
-            state.summary.failed_commits += 1;
-            for position in &refused {
-                state.partitions.refuse(position);
-            }
-            match &result {
-                Err(error) if is_ownership_gone(error) => debug!(%error, "commit refused: the group is changing"),
-                Err(error) => warn!(%error, partitions = %Places(&refused), "a commit failed; tried again"),
-                Ok(()) => warn!(partitions = %Places(&refused), "a commit failed for some partitions; tried again"),
-            }
         }
     }
 }
@@ -487,23 +473,8 @@ fn same_topic(run: &[Delivered], message: &Message) -> bool {
     run.last().is_some_and(|last| last.message.topic() == message.topic())
 }
 
-/// Whether an error of a commit means that the partition is somebody else's, or about to be.
-fn is_ownership_gone(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::RebalanceInProgress
-                | Code::IllegalGeneration
-                | Code::UnknownMemberId
-                | Code::FencedInstanceId
-                | Code::FencedMemberEpoch
-                | Code::StaleMemberEpoch
-        )
-    )
-}
-
-fn list(positions: &[Position]) -> TopicPartitionList {
+/// librdkafka's form of it.
+pub(super) fn list(positions: &[Position]) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(positions.len());
     for position in positions {
         let _ = list.add_partition_offset(&position.topic, position.partition, Offset::Offset(position.offset));

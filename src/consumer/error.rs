@@ -36,7 +36,7 @@ pub enum ConsumerError {
         summary: Box<Summary>,
     },
     /// A message could not be finished, and policy is to stop rather than to pass it by. Delivered again at the next start.
-    #[error("stopped at {topic} partition {partition} offset {offset}: {source}")]
+    #[error("the consumer stopped at topic `{topic}`, partition {partition}, offset {offset}: {source}")]
     Message {
         /// Its topic.
         topic: String,
@@ -68,6 +68,13 @@ pub enum ConsumerError {
 }
 
 impl ConsumerError {
+    pub(super) fn summary_mut(&mut self) -> Option<&mut Summary> {
+        match self {
+            Self::Kafka { summary, .. } | Self::Message { summary, .. } | Self::Lane { summary, .. } => Some(summary),
+            Self::Config(_) | Self::NoRuntime | Self::Client { .. } | Self::Thread { .. } => None,
+        }
+    }
+
     /// What was done before, where the consumer had started.
     #[must_use]
     pub fn summary(&self) -> Option<&Summary> {

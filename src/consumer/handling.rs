@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -22,8 +23,6 @@ pub enum Ending {
     Conflict,
     /// Given up.
     Dead,
-    /// Handled without dedup, since it has no identity and policy allows that.
-    Unprotected,
 }
 
 /// Why a message cannot finish and the consumer has to end.
@@ -52,6 +51,10 @@ pub trait Handling: Send + Sync + 'static {
         stop: &CancellationToken,
         finished: &mut (dyn FnMut(usize, Ending) + Send),
     ) -> impl Future<Output = Result<(), (usize, Failure)>> + Send;
+
+    /// Tells the store what it has not heard yet, once all lanes have ended. Answers how many messages it could not be told of
+    /// within `longest`.
+    fn finish(&self, longest: Duration) -> impl Future<Output = u64> + Send;
 
     /// Mode, level, store and warnings, for the start-up report.
     fn describe(&self) -> impl fmt::Display + Send;

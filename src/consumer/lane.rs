@@ -8,6 +8,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::bell::Bell;
+use super::committer::{CommitOutcome, Ticket};
 use super::handling::{Ending, Failure, Handling};
 use super::message::Message;
 use crate::frontier::{Epoch, Slot};
@@ -19,7 +20,7 @@ pub(super) struct Delivered {
     pub(super) slot: Slot,
 }
 
-/// What a lane says.
+/// What the Kafka thread hears.
 #[derive(Debug)]
 pub(super) enum Report {
     /// A message is finished: it may be committed when all before it are.
@@ -28,6 +29,8 @@ pub(super) enum Report {
     Failed { slot: Slot, offset: i64, failure: Failure },
     /// The lane is gone: nothing of this epoch runs any more.
     Ended { epoch: Epoch },
+    /// The broker answered a commit.
+    Committed { ticket: Ticket, outcomes: Vec<CommitOutcome> },
 }
 
 /// A lane, as the Kafka thread holds it.

@@ -276,8 +276,9 @@ impl Filling {
         self.content.entries.is_empty()
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.content.entries.len() >= BATCH_MESSAGES || self.content.bytes.len() >= BATCH_BYTES
+    /// Whether it holds enough, be it in messages, at most `room`, or in bytes.
+    pub(super) fn is_full(&self, room: usize) -> bool {
+        self.content.entries.len() >= BATCH_MESSAGES.min(room) || self.content.bytes.len() >= BATCH_BYTES
     }
 
     /// Drops what was filled in.
@@ -333,10 +334,10 @@ mod tests {
         let mut kept: Vec<Message> = Vec::new();
         for round in 0..50 {
             for at in 0..BATCH_MESSAGES as i64 {
-                assert!(!filling.is_full());
+                assert!(!filling.is_full(BATCH_MESSAGES + 1));
                 filling.push(&parts(round * 1_000 + at));
             }
-            assert!(filling.is_full());
+            assert!(filling.is_full(BATCH_MESSAGES + 1));
             kept.extend(filling.seal().nth(17));
         }
         for (round, message) in (0..).zip(&kept) {
@@ -352,7 +353,7 @@ mod tests {
     fn large_messages_end_a_batch_and_their_buffer_is_not_kept() {
         let mut filling = Filling::default();
         filling.push(&Parts::new("t").at(0, 0).payload(vec![1; KEPT_BYTES + 1]));
-        assert!(filling.is_full());
+        assert!(filling.is_full(usize::MAX));
         drop(filling.seal());
         assert!(filling.shelf.0.lock().expect("no panic").is_empty());
     }
@@ -360,6 +361,7 @@ mod tests {
     #[test]
     fn debug_shows_no_contents() {
         let mut filling = Filling::default();
+        assert!(!filling.is_full(1));
         filling.push(&Parts::new("t").at(3, 9).key("secret").payload("secret").header("secret", "secret"));
         let shown = format!("{:?}", filling.seal().next().expect("one"));
         assert!(!shown.contains("secret") && shown.contains("payload_bytes: Some(6)"), "{shown}");

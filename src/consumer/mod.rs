@@ -1,8 +1,30 @@
 //! Nothing but the handler: hapax runs the Kafka consumer.
 //!
 //! ```no_run
+//! # #[cfg(feature = "memory")]
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! # todo!()
+//! use hapax::consumer::{Consumer, Message};
+//! use hapax::identity::header;
+//! use hapax::store::MemoryStore;
+//! use hapax::{Claim, Once};
+//! use tokio_util::sync::CancellationToken;
+//!
+//! async fn ship(message: &Message, idempotency_key: String) -> Result<(), std::io::Error> {
+//!     println!("{:?} under {idempotency_key}", message.payload());
+//!     Ok(())
+//! }
+//!
+//! let once = Once::builder(MemoryStore::new()).scope("orders", "ship").identify(header("message-id")).build().await?;
+//! let mut kafka = rdkafka::ClientConfig::new();
+//! kafka.set("bootstrap.servers", "localhost:9092").set("group.id", "orders");
+//! let shutdown = CancellationToken::new(); // cancel it on SIGTERM
+//!
+//! let summary = Consumer::new(kafka)
+//!     .topics(["orders"])
+//!     .run(once.each(async |m: Message, claim: Claim| ship(&m, claim.idempotency_key()).await), shutdown)
+//!     .await?;
+//! println!("{summary}");
+//! # Ok(())
 //! # }
 //! ```
 //!
@@ -21,8 +43,10 @@
 //! - **A store that is away**: the lane waits, the partition fills up and is paused, nothing is committed, nothing is lost.
 
 mod bell;
+mod committer;
 mod config;
 mod context;
+mod each;
 mod error;
 mod handling;
 mod lane;
@@ -47,6 +71,7 @@ pub use handling::{Ending, Failure, Handling};
 pub use message::Message;
 pub use summary::{PartitionSummary, Summary};
 
+use committer::Committer;
 use config::{Settings, Wishes};
 use context::{Client, Context, End};
 use lane::Lane;
@@ -97,10 +122,9 @@ impl Consumer {
         self
     }
 
-    /// Unfinished messages of one partition from which on no more are taken in. Default: 1,024.
+    /// How many messages of one partition may be delivered and unfinished; beyond that the partition is paused. Default: 2,048.
     ///
-    /// A batch that is being polled is still taken: at most 511 messages more. That bounds the memory that messages take
-    /// here; librdkafka's own queue is bounded by `queued.max.messages.kbytes`.
+    /// That bounds the memory that messages take here; librdkafka's own queue is bounded by `queued.max.messages.kbytes`.
     pub const fn intake(mut self, messages: usize) -> Self {
         self.wishes.intake = messages;
         self
@@ -125,13 +149,14 @@ impl Consumer {
         report(&settings, &handling);
         let stop = Arc::new(Stop::default());
         let (done, mut outcome) = oneshot::channel();
-        let thread = {
+        let handling = Arc::new(handling);
+        let (drain, thread) = (settings.drain, {
             let stop = Arc::clone(&stop);
-            let handling = Arc::new(handling);
+            let handling = Arc::clone(&handling);
             move || {
                 let _ = done.send(consume(settings, runtime, handling, stop));
             }
-        };
+        });
         std::thread::Builder::new()
             .name("hapax-kafka".into())
             .spawn(thread)
@@ -145,7 +170,13 @@ impl Consumer {
             }
         };
         drop(abort);
-        outcome.unwrap_or_else(|_| Err(ConsumerError::Thread { what: "panicked".into() }))
+        let mut outcome = outcome.unwrap_or_else(|_| Err(ConsumerError::Thread { what: "panicked".into() }));
+        let unsettled = handling.finish(drain).await;
+        if let Some(summary) = outcome.as_mut().map_or_else(ConsumerError::summary_mut, Some) {
+            summary.unsettled = unsettled;
+            info!(%summary, "the consumer ended");
+        }
+        outcome
     }
 }
 
@@ -173,11 +204,12 @@ fn consume<H: Handling>(
     let ringer = Arc::clone(&stop.bell);
     client.set_nonempty_callback(move || ringer.ring());
     let client = Arc::new(client);
-    rdkafka::consumer::Consumer::context(&*client).attach(&client);
+    let committer = Committer::start(Arc::downgrade(&client), Arc::clone(&stop.bell))
+        .map_err(|error| ConsumerError::Thread { what: format!("that commits could not be started: {error}") })?;
+    rdkafka::consumer::Consumer::context(&*client).attach(committer);
     let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
     rdkafka::consumer::Consumer::subscribe(&*client, &topics).map_err(|source| ConsumerError::Client { source })?;
     let (summary, end) = KafkaThread { client, settings, stop }.run();
-    info!(%summary, "the consumer ended");
     let summary_box = || Box::new(summary.clone());
     match end {
         None => Ok(summary),

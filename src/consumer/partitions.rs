@@ -54,6 +54,8 @@ pub(super) struct Flow {
     pub(super) resume: Vec<Position>,
     /// Take nothing in for so long, or until something finished: a partition is full.
     pub(super) hold: Option<Duration>,
+    /// So many messages can be taken in, whichever partition they belong to.
+    pub(super) room: usize,
 }
 
 /// All assigned partitions.
@@ -61,14 +63,18 @@ pub(super) struct Flow {
 pub(super) struct Partitions {
     /// The epoch that the next assigned partition gets.
     next: Epoch,
+    /// Unfinished messages that a partition may have.
     intake: usize,
+    /// A partition with less room than this is full: smaller batches are not worth it.
+    chunk: usize,
     epochs: HashMap<Arc<str>, HashMap<i32, Epoch>>,
     by_epoch: HashMap<Epoch, Partition>,
 }
 
 impl Partitions {
     pub(super) fn new(intake: usize) -> Self {
-        Self { next: Epoch::new(1), intake, epochs: HashMap::new(), by_epoch: HashMap::new() }
+        let chunk = (intake / 4).max(1);
+        Self { next: Epoch::new(1), intake, chunk, epochs: HashMap::new(), by_epoch: HashMap::new() }
     }
 
     /// A partition is ours from now on. Whatever was known of it is forgotten.
@@ -155,10 +161,11 @@ impl Partitions {
 
     /// Decides about back-pressure, and notes it done. `now` is a time since whenever.
     pub(super) fn flow(&mut self, now: Duration) -> Flow {
-        let mut flow = Flow::default();
+        let mut flow = Flow { room: self.intake, ..Flow::default() };
         for known in self.by_epoch.values_mut() {
             let unfinished = known.frontier.unfinished();
-            let full = unfinished >= self.intake;
+            let room = self.intake.saturating_sub(unfinished);
+            let full = room < self.chunk;
             match known.intake {
                 Intake::Paused if unfinished <= self.intake / 2 => {
                     known.intake = Intake::Open;
@@ -177,6 +184,9 @@ impl Partitions {
                     }
                 },
                 Intake::Paused => {}
+            }
+            if known.intake != Intake::Paused {
+                flow.room = flow.room.min(room);
             }
         }
         flow
@@ -258,24 +268,38 @@ mod tests {
         let ms = Duration::from_millis;
         let mut partitions = Partitions::new(4);
         let epoch = partitions.assign("orders", 3);
-        let slots: Vec<Slot> = (0..5).map(|offset| partitions.deliver(epoch, offset).expect("in order")).collect();
+        let slots: Vec<Slot> = (0..4).map(|offset| partitions.deliver(epoch, offset).expect("in order")).collect();
         let other = partitions.assign("orders", 4);
         run(&mut partitions, other, 0..10);
+        let free = || Flow { room: 4, ..Flow::default() };
         assert_eq!(partitions.flow(ms(100)), Flow { hold: Some(PATIENCE), ..Flow::default() });
         assert_eq!(partitions.flow(ms(104)).hold, Some(ms(6)));
-        assert_eq!(partitions.flow(ms(110)), Flow { pause: vec![position(0)], ..Flow::default() });
-        assert_eq!(partitions.flow(ms(500)), Flow::default(), "paused once");
-        for slot in &slots[..2] {
-            partitions.finish(*slot);
-            assert_eq!(partitions.flow(ms(600)), Flow::default(), "still above half");
-        }
+        assert_eq!(partitions.flow(ms(110)), Flow { pause: vec![position(0)], ..free() });
+        assert_eq!(partitions.flow(ms(500)), free(), "paused once");
+        partitions.finish(slots[0]);
+        assert_eq!(partitions.flow(ms(600)), free(), "still above half");
         partitions.finish(slots[2]);
-        assert_eq!(partitions.flow(ms(601)), Flow { resume: vec![position(0)], ..Flow::default() });
-        assert_eq!(partitions.flow(ms(602)), Flow::default(), "resumed once");
-        assert_eq!(partitions.unfinished(), 2);
+        partitions.finish(slots[1]);
+        assert_eq!(partitions.flow(ms(601)), Flow { resume: vec![position(0)], room: 3, ..Flow::default() });
+        assert_eq!(partitions.flow(ms(602)), Flow { room: 3, ..Flow::default() }, "resumed once");
+        assert_eq!(partitions.unfinished(), 1);
         assert_eq!(partitions.revoke("orders", 3), Some((epoch, false)));
         assert_eq!(partitions.revoke("orders", 3), None);
         assert_eq!(partitions.all(), [other]);
+    }
+
+    #[test]
+    fn whatever_is_taken_in_fits_every_partition() {
+        let mut partitions = Partitions::new(2_048);
+        assert_eq!(partitions.flow(Duration::ZERO).room, 2_048);
+        let epoch = partitions.assign("orders", 3);
+        partitions.assign("orders", 4);
+        for offset in 0..1_536 {
+            partitions.deliver(epoch, offset).expect("in order");
+        }
+        assert_eq!(partitions.flow(Duration::ZERO), Flow { room: 512, ..Flow::default() });
+        partitions.deliver(epoch, 1_536).expect("in order");
+        assert!(partitions.flow(Duration::ZERO).hold.is_some(), "less than a quarter is left");
     }
 
     #[test]
@@ -286,7 +310,7 @@ mod tests {
         let slot = partitions.deliver(epoch, 0).expect("in order");
         assert!(partitions.flow(ms(0)).hold.is_some());
         partitions.finish(slot);
-        assert_eq!(partitions.flow(ms(5)), Flow::default());
+        assert_eq!(partitions.flow(ms(5)), Flow { room: 1, ..Flow::default() });
         partitions.deliver(epoch, 1).expect("in order");
         assert_eq!(partitions.flow(ms(50)).hold, Some(PATIENCE), "patience starts anew");
     }

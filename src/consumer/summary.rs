@@ -22,8 +22,6 @@ pub struct Summary {
     pub conflicts: u64,
     /// Messages given up.
     pub dead: u64,
-    /// Messages without an identity that were handled without dedup. Counted in `handled` too.
-    pub unprotected: u64,
     /// Messages whose lane finished them after their partition was gone. Counted by their outcome too.
     pub late: u64,
     /// Commits that the broker said yes to.
@@ -32,6 +30,9 @@ pub struct Summary {
     pub failed_commits: u64,
     /// Messages that were delivered and not finished at the end: they will be delivered again.
     pub left: u64,
+    /// Messages whose end the store could not be told of. They are claimed until their leases run out, and those whose handlers
+    /// succeeded may be handled again.
+    pub unsettled: u64,
     /// Most messages that were delivered and unfinished at one time.
     pub most_unfinished: u64,
     /// Whether the group was left in good order. If not, the session has to time out before others get the partitions.
@@ -70,20 +71,14 @@ impl Summary {
             Ending::SameId => &mut self.same_id,
             Ending::Conflict => &mut self.conflicts,
             Ending::Dead => &mut self.dead,
-            Ending::Unprotected => {
-                self.unprotected += 1;
-                &mut self.handled
-            }
         };
         *counter += 1;
     }
 
-    /// Notes that the broker said yes. Answers whether that was news.
-    pub(super) fn committed(&mut self, position: &Position) -> bool {
+    /// Notes that the broker said yes.
+    pub(super) fn committed(&mut self, position: &Position) {
         let known = &mut self.partition(&position.topic, position.partition).committed;
-        let news = Some(position.offset) > *known;
         *known = (*known).max(Some(position.offset));
-        news
     }
 }
 

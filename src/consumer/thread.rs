@@ -85,11 +85,14 @@ impl KafkaThread {
                 context.commit(&self.client);
                 next_commit = now + self.settings.commit_every;
             }
-            if let Some(hold) = context.flow(&self.client, now - started) {
-                self.stop.bell.wait(context.waits_for_room(), hold);
-                continue;
-            }
-            let filled = self.fill(&mut filling);
+            let room = match context.flow(&self.client, now - started) {
+                Ok(room) => room,
+                Err(hold) => {
+                    self.stop.bell.wait(context.waits_for_room(), hold);
+                    continue;
+                }
+            };
+            let filled = self.fill(&mut filling, room);
             context.dispatch(&mut filling);
             if matches!(filled, Filled::Dry) {
                 let what = if context.is_paused() { context.waits_for_room() } else { Wait::Ring };
@@ -102,13 +105,13 @@ impl KafkaThread {
     }
 
     /// Polls until the batch is full, nothing is left, or a callback ran: what it changed comes first.
-    fn fill(&self, filling: &mut Filling) -> Filled {
+    fn fill(&self, filling: &mut Filling, room: usize) -> Filled {
         loop {
             let before = self.context().events();
             match self.client.poll(Duration::ZERO) {
                 Some(Ok(message)) => {
                     filling.push(&message);
-                    if filling.is_full() {
+                    if filling.is_full(room) {
                         return Filled::More;
                     }
                 }
