@@ -25,6 +25,9 @@ pub(crate) enum Marker {
     Absent,
     /// There is one, with this comment.
     Says(String),
+    /// The database itself cannot be used: what is wrong, and the cure.
+    #[cfg(feature = "sqlite")]
+    Unusable(&'static str, &'static str),
 }
 
 /// A statement to run.

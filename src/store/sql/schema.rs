@@ -75,8 +75,13 @@ impl<D: Dialect> Engine<D> {
 
 /// What is wrong with a table, and the cure.
 fn judge(marker: &Marker) -> Option<(String, &'static str)> {
-    let Marker::Says(comment) = marker else {
-        return Some(("the table is missing.".into(), "Run ensure_schema(), or the file in migrations/."));
+    let comment = match marker {
+        Marker::Absent => {
+            return Some(("the table is missing.".into(), "Run ensure_schema(), or the file in migrations/."));
+        }
+        #[cfg(feature = "sqlite")]
+        Marker::Unusable(problem, cure) => return Some(((*problem).into(), cure)),
+        Marker::Says(comment) => comment,
     };
     let version = comment.split_once(MARK).map(|(_, rest)| {
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();

@@ -109,6 +109,11 @@ impl Dialect for Sqlite {
     }
 
     async fn marker(&self, conn: &mut SqliteConnection, table: &TableName) -> Result<Marker, Error> {
+        let encoding: String = sqlx::query_scalar("PRAGMA encoding").fetch_one(&mut *conn).await?;
+        if encoding != "UTF-8" {
+            // Batches are bound as one blob, whose numbers are read as text of the database's encoding.
+            return Ok(Marker::Unusable("the database's text is UTF-16.", "Use a database whose encoding is UTF-8."));
+        }
         let schema = table.schema().unwrap_or("main");
         let text = format!("SELECT sql FROM \"{schema}\".sqlite_schema WHERE type = 'table' AND name = ?1");
         let row = sqlx::query(AssertSqlSafe(text)).bind(table.table().to_owned()).fetch_optional(conn).await?;
