@@ -115,7 +115,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Longest topic kept, in bytes: what Kafka allows. A longer one is cut.
+    /// Longest topic kept, in bytes: what Kafka allows. A longer one is cut, between two characters.
     pub const MAX_TOPIC: usize = 249;
 
     /// The bytes that stores keep: partition, offset (big-endian), topic. Empty for a call without a topic.
@@ -124,8 +124,7 @@ impl Origin {
         if self.topic.is_empty() {
             return Vec::new();
         }
-        let topic = self.topic.as_bytes();
-        let topic = &topic[..topic.len().min(Self::MAX_TOPIC)];
+        let topic = &self.topic.as_bytes()[..self.topic.floor_char_boundary(Self::MAX_TOPIC)];
         let mut bytes = Vec::with_capacity(12 + topic.len());
         bytes.extend_from_slice(&self.partition.to_be_bytes());
         bytes.extend_from_slice(&self.offset.to_be_bytes());

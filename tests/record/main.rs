@@ -1,0 +1,11 @@
+//! The pure record: explored by a model checker as its owners use it, and held to its rules by property tests.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod explore;
+mod flaws;
+mod late;
+mod properties;
+mod protocol;
+mod rules;
+mod world;
