@@ -301,7 +301,7 @@ where
         Fut: Future<Output = Result<T, E>>,
     {
         let Some(message) = self.messages.get(at) else { return };
-        let run = async |claim| handler(message, claim).await;
+        let run = |claim| handler(message, claim);
         let done = handle_one(self.shared, subject, Limits::Bounded, run).await;
         self.outcomes[at] = Some(done.map_err(|halt| halt.into_error(self.shared.origin(message))));
     }

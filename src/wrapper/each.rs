@@ -304,7 +304,7 @@ impl<F> Each<F> {
                 return Err(Halted::Error(at, error));
             }
         };
-        let handler = async |claim| (self.handler)(message.clone(), claim).await;
+        let handler = |claim| (self.handler)(message.clone(), claim);
         let finished = match handle_one(shared, subject, Limits::Until(lane.stop), handler).await {
             Ok(Done::Handled(_)) => Finished::Handled,
             Ok(Done::Duplicate { first, .. }) => Finished::Duplicate { first: first.origin },

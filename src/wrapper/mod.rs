@@ -121,12 +121,13 @@ impl Once {
     /// # Cancel safety
     ///
     /// Safe. A handler that was running has failed this attempt.
-    pub async fn handle<M, T, E, F>(&self, message: &M, handler: F) -> Result<Done<T, E>, HandleError<E>>
+    pub async fn handle<M, T, E, F, Fut>(&self, message: &M, handler: F) -> Result<Done<T, E>, HandleError<E>>
     where
         M: MessageView,
         T: Kept,
         E: HandlerError,
-        F: AsyncFnMut(Claim) -> Result<T, E>,
+        F: FnMut(Claim) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
     {
         let subject = match self.shared.subject(message) {
             Ok(subject) => subject,
@@ -175,7 +176,7 @@ impl Once {
     /// # Cancel safety
     ///
     /// Safe: see [`Once`]. Called again, it answers what was answered, or runs the handler again.
-    pub async fn call<T, E, F>(
+    pub async fn call<T, E, F, Fut>(
         &self,
         identity: impl IntoIdentity,
         payload: impl AsRef<[u8]>,
@@ -184,7 +185,8 @@ impl Once {
     where
         T: Kept,
         E: HandlerError,
-        F: AsyncFnMut(Claim) -> Result<T, E>,
+        F: FnMut(Claim) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
     {
         CallError::answer(self.try_call(identity, payload, handler).await?)
     }
@@ -198,7 +200,7 @@ impl Once {
     /// # Cancel safety
     ///
     /// Safe: see [`call`](Self::call).
-    pub async fn try_call<T, E, F>(
+    pub async fn try_call<T, E, F, Fut>(
         &self,
         identity: impl IntoIdentity,
         payload: impl AsRef<[u8]>,
@@ -207,7 +209,8 @@ impl Once {
     where
         T: Kept,
         E: HandlerError,
-        F: AsyncFnMut(Claim) -> Result<T, E>,
+        F: FnMut(Claim) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
     {
         let identity = match identity.into_identity() {
             Ok(identity) => identity,

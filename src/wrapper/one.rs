@@ -1,5 +1,6 @@
 //! One message, from identity to outcome: claims it, waits where it has to, settles it, tries it again.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ impl<E: HandlerError> Halt<E> {
 }
 
 /// Handles one message with everything that may take.
-pub(super) async fn handle_one<T, E, F>(
+pub(super) async fn handle_one<T, E, F, Fut>(
     shared: &Arc<Shared>,
     subject: Subject,
     limits: Limits<'_>,
@@ -69,7 +70,8 @@ pub(super) async fn handle_one<T, E, F>(
 where
     T: Kept,
     E: HandlerError,
-    F: AsyncFnMut(Claim) -> Result<T, E>,
+    F: FnMut(Claim) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
 {
     let mut one = One::new(shared, subject, limits);
     loop {
@@ -94,7 +96,10 @@ where
         let running = run(shared, &claim, async { handler(claim.clone()).await }).instrument(span);
         match running.await {
             Ok(value) => {
-                one.succeeded(|| shared.succeeded(&value)).await?;
+                if one.has_claim() {
+                    let verdict = shared.succeeded(&value);
+                    one.settle(verdict).await?;
+                }
                 shared.counters.handled.one();
                 return Ok(Done::Handled(value));
             }
@@ -238,7 +243,7 @@ impl<'a> One<'a> {
         tracing::debug!(%key, attempt = grant.attempt, took_over = grant.took_over, "claimed");
         if self.shared.config.mode == Mode::AtMostOnce {
             let claim = self.seats.begin(0).map(Claim::spent);
-            let outcome = self.settle(|| Verdict::Succeeded { result: None }).await?;
+            let outcome = self.settle(Verdict::Succeeded { result: None }).await?;
             // Anything else: the claim had been taken over, and another owner may have run it.
             return Ok(claim.filter(|_| outcome == SettleOutcome::Settled).map(Begun::Run));
         }
@@ -307,14 +312,6 @@ impl<'a> One<'a> {
         })
     }
 
-    /// The handler ended well: remembers it.
-    async fn succeeded<E>(&mut self, verdict: impl FnOnce() -> Verdict) -> Result<(), Halt<E>> {
-        if self.has_claim() {
-            self.settle(verdict).await?;
-        }
-        Ok(())
-    }
-
     /// The handler failed: remembers it, and says what follows.
     async fn failed<E>(&mut self, class: ErrorClass) -> Result<Next, Halt<E>> {
         if self.has_claim() {
@@ -335,8 +332,8 @@ impl<'a> One<'a> {
         self.seats.attempt(0) > 0
     }
 
-    async fn settle<E>(&mut self, verdict: impl FnOnce() -> Verdict) -> Result<SettleOutcome, Halt<E>> {
-        let settled = self.seats.settle_one(0, verdict(), self.patience()).await;
+    async fn settle<E>(&mut self, verdict: Verdict) -> Result<SettleOutcome, Halt<E>> {
+        let settled = self.seats.settle_one(0, verdict, self.patience()).await;
         settled.map_err(|error| self.store_failed(Stage::Settle, error))
     }
 
