@@ -104,7 +104,11 @@ impl Registry {
             }
         }
         let batch: Batch<Settle> = settles.into_iter().collect();
-        (!batch.is_empty()).then_some(Tellings { registry: self, batch, latch, heard: false })
+        if batch.is_empty() {
+            // No `Tellings` may be made here: its drop locks what is locked.
+            return None;
+        }
+        Some(Tellings { registry: self, batch, latch, heard: false })
     }
 
     /// Whether anything is owed that nobody tells.
