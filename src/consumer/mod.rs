@@ -55,6 +55,7 @@ mod partitions;
 mod summary;
 mod thread;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -143,7 +144,16 @@ impl Consumer {
     ///
     /// Dropping the future aborts: running handlers are dropped where they wait, what was finished is committed, and the group is left,
     /// in the background. To finish what runs, cancel `shutdown` instead.
-    pub async fn run<H: Handling>(self, handling: H, shutdown: CancellationToken) -> Result<Summary, ConsumerError> {
+    // Not an `async fn`: that it is `Send` is said here, where it can be shown, and not left to be found out in every caller's `spawn`.
+    pub fn run<H: Handling>(
+        self,
+        handling: H,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = Result<Summary, ConsumerError>> + Send {
+        self.go(handling, shutdown)
+    }
+
+    async fn go<H: Handling>(self, handling: H, shutdown: CancellationToken) -> Result<Summary, ConsumerError> {
         let settings = self.wishes.check()?;
         let runtime = Handle::try_current().map_err(|_| ConsumerError::NoRuntime)?;
         report(&settings, &handling);
