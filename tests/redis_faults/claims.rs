@@ -255,6 +255,28 @@ async fn f32_a_key_that_vanishes_before_the_takeover_is_claimed_anew() {
 }
 
 #[tokio::test]
+async fn f30_a_claim_right_before_the_first_write_is_not_overwritten() {
+    let (here, there) = (format!("{}:", unique("faults")), format!("{}:", unique("faults")));
+    let message = message(1);
+    // Another owner's claim, made elsewhere, and copied in right after the reader has found nothing.
+    let other = owner();
+    acquire(&with_prefix(&there).connect(&url()).await.unwrap(), &other, &message).await;
+    let (from, to) = (name(&there, &message), name(&here, &message));
+    let meddler = Meddler::before(url(), move |pipeline| {
+        holds(pipeline, "NX").then(|| {
+            let mut command = redis::cmd("COPY");
+            command.arg(&from).arg(&to);
+            vec![command]
+        })
+    });
+    let store = with_prefix(&here).with_connection(meddler.await).unwrap();
+    let ask = Ask { sighting: message.clone(), read_first: true };
+    let outcome = store.claim(&owner(), &Batch::one(ask)).await.unwrap().remove(0);
+    assert!(matches!(outcome, ClaimOutcome::InFlight { .. }), "{outcome:?}");
+    assert_eq!(record(&store, &message).await.unwrap().owner, other.owner);
+}
+
+#[tokio::test]
 async fn f31_an_extension_right_before_the_takeover_is_not_missed() {
     let prefix = format!("{}:", unique("faults"));
     let store = with_prefix(&prefix).connect(&url()).await.unwrap();

@@ -175,12 +175,15 @@ async fn f35_a_replica_is_refused() {
 async fn f35_a_primary_that_is_demoted_is_left() {
     let other = ThrowawayRedis::start(&[]);
     let server = ThrowawayRedis::start(&[]);
-    let store = prefixed().connect(&server.url()).await.unwrap();
+    let relay = Relay::start(&server.url());
+    let store = prefixed().connect(&relay.url(&server.url())).await.unwrap();
     let (message, terms) = (message(1), owner());
     acquire(&store, &terms, &message).await;
+    let before = relay.opened();
     assert_eq!(server.command(&["REPLICAOF", "127.0.0.1", &other.port().to_string()]).unwrap(), "+OK");
     let error = claim(&store, &terms, &crate::common::message(2)).await.unwrap_err();
     assert!(error.is_retryable() && error.to_string().contains("replica"), "{error}");
+    assert!(relay.opened() > before, "its name may lead to the new primary by now");
     let error = settle(&store, &message, first_token(&terms), success()).await.unwrap_err();
     assert!(error.is_retryable(), "{error}");
     assert_eq!(server.command(&["REPLICAOF", "NO", "ONE"]).unwrap(), "+OK");
