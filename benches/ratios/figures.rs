@@ -1,0 +1,130 @@
+//! Rounds, medians, and the table.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::args::Args;
+
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Ours,
+    Bare,
+}
+
+/// What a figure must reach.
+#[derive(Clone, Copy, Debug)]
+pub enum Bar {
+    /// Ours to bare, at least.
+    Ratio(f64),
+    /// Nanoseconds of ours, at most.
+    Nanos(f64),
+    /// It is only stated.
+    None,
+}
+
+/// What one side of one round did, and how long it took.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    pub messages: usize,
+    pub took: Duration,
+}
+
+impl Run {
+    fn per_second(self) -> f64 {
+        self.messages as f64 / self.took.as_secs_f64()
+    }
+
+    fn nanos(self) -> f64 {
+        self.took.as_secs_f64() * 1e9 / self.messages as f64
+    }
+}
+
+pub struct Figures {
+    pub args: Args,
+    missed: Vec<String>,
+}
+
+impl Figures {
+    pub fn new(args: Args) -> Self {
+        Self { args, missed: Vec::new() }
+    }
+
+    pub fn head(&self) {
+        if !self.args.list {
+            println!("# rounds {}, batches {} of {}", self.args.rounds, self.args.batches, crate::data::BATCH);
+            println!("# name ours bare ratio");
+        }
+    }
+
+    /// Whether a figure was asked for.
+    pub fn wants(&self, name: &str) -> bool {
+        self.args.only.is_empty() || self.args.only.iter().any(|only| name.starts_with(only.as_str()))
+    }
+
+    /// Measures a figure, unless it was not asked for.
+    pub async fn measure(
+        &mut self,
+        name: &str,
+        bar: Bar,
+        mut side: impl AsyncFnMut(Side) -> Result<Run, Failure>,
+    ) -> Result<(), Failure> {
+        if !self.wants(name) {
+            return Ok(());
+        }
+        if self.args.list {
+            println!("{name}");
+            return Ok(());
+        }
+        let mut rounds = Vec::new();
+        for round in 0..self.args.rounds {
+            let named = |error: Failure| Failure::from(format!("{name}: {error}"));
+            let (ours, bare);
+            if round % 2 == 0 {
+                ours = side(Side::Ours).await.map_err(named)?;
+                bare = side(Side::Bare).await.map_err(named)?;
+            } else {
+                bare = side(Side::Bare).await.map_err(named)?;
+                ours = side(Side::Ours).await.map_err(named)?;
+            }
+            rounds.push((ours, bare));
+        }
+        let of = |value: fn(&(Run, Run)) -> f64| median(rounds.iter().map(value).collect());
+        let nanos = matches!(bar, Bar::Nanos(_));
+        let (ours, bare) = if nanos {
+            (of(|round| round.0.nanos()), of(|round| round.1.nanos()))
+        } else {
+            (of(|round| round.0.per_second()), of(|round| round.1.per_second()))
+        };
+        let ratio = of(|round| round.0.per_second() / round.1.per_second());
+        println!("{name} {ours:.0} {bare:.0} {ratio:.2}");
+        let missed = match bar {
+            Bar::Ratio(least) if ratio < least => Some(format!("{name} {ratio:.3} < {least}")),
+            Bar::Nanos(most) if ours > most => Some(format!("{name} {ours:.0} ns > {most}")),
+            _ => None,
+        };
+        self.missed.extend(missed);
+        Ok(())
+    }
+
+    pub fn close(self) -> ExitCode {
+        if self.args.list {
+            return ExitCode::SUCCESS;
+        }
+        if self.missed.is_empty() {
+            println!("# every bar is met");
+        }
+        for missed in &self.missed {
+            println!("# MISSED {missed}");
+        }
+        ExitCode::SUCCESS
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}

@@ -1,0 +1,83 @@
+//! What hapax costs, as ratios to bare loops that do the same work by hand.
+//!
+//! ```text
+//! cargo bench --bench ratios --features full -- [--rounds N] [--batches N] [--only NAME]… [--list]
+//! ```
+//!
+//! One line a figure: `name ours bare ratio`. Both sides are messages (of the `_ns` figure: nanoseconds) as the median of
+//! all rounds; the ratio is the median of each round's own ratio. In a round both sides run one after the other, in changing order,
+//! on new keys and new tables; what they work on is prepared outside the timed part. Services come from the environment
+//! (`scripts/services env`); without them only the embedded stores are measured.
+
+#![allow(missing_docs, clippy::print_stdout)]
+
+mod args;
+mod bare;
+mod batched;
+mod cached;
+mod consumer;
+mod data;
+mod figures;
+mod filter;
+mod kinds;
+mod stores;
+
+use std::process::ExitCode;
+
+use figures::{Failure, Figures};
+use kinds::Kind;
+
+fn main() -> ExitCode {
+    let args = match args::read() {
+        Ok(Some(args)) => args,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ratios: {error}\n\n{}", args::USAGE);
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("ratios: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut figures = Figures::new(args);
+    match runtime.block_on(measure(&mut figures)) {
+        Ok(()) => figures.close(),
+        Err(error) => {
+            eprintln!("ratios: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure(figures: &mut Figures) -> Result<(), Failure> {
+    let (kinds, mut without) = Kind::available();
+    let kafka = std::env::var("HAPAX_TEST_KAFKA").ok().filter(|brokers| !brokers.is_empty());
+    if kafka.is_none() {
+        without.push("HAPAX_TEST_KAFKA");
+    }
+    if !without.is_empty() {
+        println!(
+            "# embedded only, without {}: run scripts/services up, then eval \"$(scripts/services env)\"",
+            without.join(", ")
+        );
+    }
+    figures.head();
+    cached::duplicate(figures).await?;
+    for kind in &kinds {
+        stores::measure(figures, kind).await?;
+    }
+    for kind in &kinds {
+        filter::measure(figures, kind).await?;
+    }
+    for kind in kinds.iter().filter(|kind| kind.is_remote()) {
+        batched::measure(figures, kind).await?;
+    }
+    if let Some(brokers) = kafka {
+        consumer::measure(figures, &brokers).await?;
+    }
+    Ok(())
+}
