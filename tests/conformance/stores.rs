@@ -85,3 +85,44 @@ async fn redis_sentinel() {
     });
     conforms("redis, sentinel", suite).await;
 }
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn postgres() {
+    use hapax::store::PostgresStore;
+    let (url, table) = (support::service("HAPAX_TEST_POSTGRES"), support::unique("conform"));
+    let suite = Suite::new(move |retention| {
+        let (url, table) = (url.clone(), table.clone());
+        async move {
+            let store = PostgresStore::connect(&url).await?.with_table(&table)?.with_retention(retention);
+            Ok(Arc::new(store) as Arc<dyn DedupStore>)
+        }
+    });
+    conforms("postgres", suite).await;
+}
+
+#[cfg(feature = "mysql")]
+fn mysql_suite(url: String) -> Suite {
+    use hapax::store::MysqlStore;
+    let table = support::unique("conform");
+    Suite::new(move |retention| {
+        let (url, table) = (url.clone(), table.clone());
+        async move {
+            let store = MysqlStore::connect(&url).await?.with_table(&table)?.with_retention(retention);
+            Ok(Arc::new(store) as Arc<dyn DedupStore>)
+        }
+    })
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn mariadb() {
+    conforms("mariadb", mysql_suite(support::service("HAPAX_TEST_MARIADB"))).await;
+}
+
+/// The same server again where only MariaDB is there; with Compose, MySQL itself.
+#[cfg(feature = "mysql")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn mysql() {
+    conforms("mysql", mysql_suite(support::service("HAPAX_TEST_MYSQL"))).await;
+}

@@ -1,0 +1,46 @@
+//! The same random operations against the pure record and every real store: answers and records must be the same.
+//!
+//! Real stores have real clocks. So leases and pauses are either an hour, which no test lasts, or a millisecond, after which
+//! the machine waits until the store itself says that it is over. Times are compared no further than that.
+
+#![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod places;
+mod reference;
+mod under_test;
+
+use std::sync::Arc;
+
+use hapax::store::DedupStore;
+use proptest::test_runner::{Config, TestError, TestRunner};
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
+use tokio::runtime::Runtime;
+
+use crate::reference::Lives;
+use crate::under_test::{Machine, Place};
+
+/// Runs `cases` random lives against the store behind two handles.
+fn lives(name: &str, cases: u32, runtime: &Runtime, handles: [Arc<dyn DedupStore>; 2]) {
+    runtime.block_on(handles[0].ensure_schema()).unwrap();
+    let config = Config { cases, max_shrink_iters: 400, failure_persistence: None, ..Config::default() };
+    let place = Place { handles, runtime: runtime.handle().clone() };
+    let mut runner = TestRunner::new(config.clone());
+    let result = runner.run(&Lives::sequential_strategy(1..40), |(initial, moves, seen)| {
+        under_test::PLACE.set(Some(place.clone()));
+        Machine::test_sequential(config.clone(), initial, moves, seen);
+        Ok(())
+    });
+    match result {
+        Ok(()) => println!("{name}: {cases} lives"),
+        Err(TestError::Fail(reason, (_, moves, _))) => panic!("{name}: {reason}\nafter these moves:\n{moves:#?}"),
+        Err(aborted) => panic!("{name}: {aborted}"),
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
