@@ -43,6 +43,8 @@ struct Inner {
 struct Watched {
     hold: Weak<Hold>,
     due: Instant,
+    /// The last renewal failed.
+    failed: bool,
 }
 
 impl Renewal {
@@ -50,7 +52,7 @@ impl Renewal {
     pub(super) fn watch(&self, shared: &Arc<Shared>, hold: &Arc<Hold>) {
         let mut inner = self.open();
         let due = Instant::now() + hold.remaining().saturating_sub(shared.terms.lease * 2 / 3);
-        inner.holds.push(Watched { hold: Arc::downgrade(hold), due });
+        inner.holds.push(Watched { hold: Arc::downgrade(hold), due, failed: false });
         if inner.holds.len() >= inner.full.max(LISTED) {
             inner.holds.retain(|watched| watched.hold.upgrade().is_some_and(|hold| hold.is_live()));
             inner.full = 2 * inner.holds.len();
@@ -120,8 +122,8 @@ async fn round(shared: &Shared) -> Option<Instant> {
     if !due.is_empty() {
         let again = renew(shared, &due).await;
         let mut inner = shared.renewal.open();
-        let holds = due.iter().zip(again).filter(|(hold, _)| hold.is_live());
-        inner.holds.extend(holds.map(|(hold, due)| Watched { hold: Arc::downgrade(hold), due }));
+        let holds = due.iter().zip(again).filter(|((hold, _), _)| hold.is_live());
+        inner.holds.extend(holds.map(|((hold, _), (due, failed))| Watched { hold: Arc::downgrade(hold), due, failed }));
     }
     tell(shared).await;
     let mut inner = shared.renewal.open();
@@ -132,8 +134,8 @@ async fn round(shared: &Shared) -> Option<Instant> {
     next
 }
 
-/// The holds to renew now, taken off the list: those that are due, and those that soon will be.
-fn take_due(renewal: &Renewal, lease: Duration) -> Vec<Arc<Hold>> {
+/// The holds to renew now, taken off the list: those that are due, and those that soon will be; and whether their last renewal failed.
+fn take_due(renewal: &Renewal, lease: Duration) -> Vec<(Arc<Hold>, bool)> {
     let mut inner = renewal.open();
     let soon = Instant::now() + lease / 12;
     let mut due = Vec::new();
@@ -141,7 +143,7 @@ fn take_due(renewal: &Renewal, lease: Duration) -> Vec<Arc<Hold>> {
         Some(hold) if hold.is_live() => {
             let is_due = watched.due <= soon;
             if is_due {
-                due.push(hold);
+                due.push((hold, watched.failed));
             }
             !is_due
         }
@@ -150,21 +152,26 @@ fn take_due(renewal: &Renewal, lease: Duration) -> Vec<Arc<Hold>> {
     due
 }
 
-/// Renews all that is live in these holds. Answers when each is due again.
-async fn renew(shared: &Shared, holds: &[Arc<Hold>]) -> Vec<Instant> {
+/// Renews all that is live in these holds. Answers when each is due again, and whether it failed now.
+async fn renew(shared: &Shared, holds: &[(Arc<Hold>, bool)]) -> Vec<(Instant, bool)> {
     let lease = shared.terms.lease;
+    // After a pause of the process the store is asked first; where it did not answer before, handlers are told first.
+    holds
+        .iter()
+        .filter(|(hold, failed)| *failed && hold.remaining().is_zero())
+        .for_each(|(hold, _)| doubt(shared, hold));
     let mut places = Vec::new();
-    for (at, hold) in holds.iter().enumerate() {
+    for (at, (hold, _)) in holds.iter().enumerate() {
         places.extend(hold.slots.iter().filter(|slot| slot.is_live()).map(|slot| (at, slot)));
     }
-    let mut due: Vec<Option<Instant>> = vec![None; holds.len()];
+    let mut sent_at: Vec<Option<Instant>> = vec![None; holds.len()];
     let mut failed = vec![false; holds.len()];
     for places in places.chunks(RENEWALS) {
         let extends = places.iter().map(|(_, slot)| Extend { key: slot.key, token: slot.token, lease });
         let Gathered { batch, places: given, .. } = Batch::gather(extends);
         let sent = Instant::now();
         // Waiting for the store must not keep handlers from being told that the lease ran out.
-        let left = holds.iter().map(|hold| hold.remaining()).filter(|left| !left.is_zero()).min();
+        let left = holds.iter().map(|(hold, _)| hold.remaining()).filter(|left| !left.is_zero()).min();
         let longest = left.unwrap_or(lease).min(lease / 4);
         let call = tokio::time::timeout(longest, shared.once("extend", batch.len(), shared.store.extend(&batch)));
         let answer = call.await;
@@ -172,7 +179,7 @@ async fn renew(shared: &Shared, holds: &[Arc<Hold>]) -> Vec<Instant> {
         match answer {
             Ok(Ok(outcomes)) => {
                 for ((at, slot), outcome) in slots.zip(outcomes) {
-                    due[*at].get_or_insert(sent + lease / 3);
+                    sent_at[*at].get_or_insert(sent);
                     if outcome == ExtendOutcome::Lost && slot.lose(true) {
                         shared.counters.lost.one();
                         tracing::debug!(key = %slot.key, "the lease was lost while the handler ran");
@@ -185,29 +192,30 @@ async fn renew(shared: &Shared, holds: &[Arc<Hold>]) -> Vec<Instant> {
             }
         }
     }
-    let now = Instant::now();
-    let again = holds.iter().zip(due).zip(failed).map(|((hold, due), failed)| match due {
-        Some(due) if !failed => {
-            hold.renewed(due - lease / 3, lease);
-            due
+    let again = holds.iter().zip(sent_at).zip(failed).map(|(((hold, _), sent), failed)| match sent {
+        Some(sent) if !failed => {
+            hold.renewed(sent, lease);
+            (sent + lease / 3, false)
         }
-        _ => doubt(shared, hold, now),
+        _ => {
+            let left = hold.remaining();
+            if left.is_zero() {
+                doubt(shared, hold);
+            }
+            let wait = if left.is_zero() { lease / 6 } else { left.min(lease / 12) };
+            (Instant::now() + wait, true)
+        }
     });
     again.collect()
 }
 
-/// The store did not answer: tells handlers whose lease may have run out. Answers when to try again.
-fn doubt(shared: &Shared, hold: &Hold, now: Instant) -> Instant {
-    let remaining = hold.remaining();
-    if remaining.is_zero() {
-        let lost = hold.slots.iter().filter(|slot| slot.lose(false)).count();
+/// Tells handlers that their lease may have run out, since the store did not answer.
+fn doubt(shared: &Shared, hold: &Hold) {
+    let lost = hold.slots.iter().filter(|slot| slot.lose(false)).count();
+    if lost > 0 {
         shared.counters.lost.add(lost as u64);
-        if lost > 0 {
-            tracing::debug!(lost, "leases may have run out: the store did not answer");
-        }
-        return now + shared.terms.lease / 6;
+        tracing::debug!(lost, "leases may have run out: the store did not answer");
     }
-    now + remaining.min(shared.terms.lease / 12)
 }
 
 /// Tells what is owed, one call at a time.
