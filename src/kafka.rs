@@ -50,3 +50,54 @@ fn header_at<H: Headers>(headers: &H, at: usize) -> Option<(&str, Option<&[u8]>)
     let header = catch_unwind(AssertUnwindSafe(|| headers.try_get(at))).ok()??;
     Some((header.key, header.value))
 }
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::{Header, OwnedHeaders};
+
+    use super::*;
+
+    /// What rdkafka does when the name of the second header is not UTF-8.
+    struct Foreign;
+
+    impl Headers for Foreign {
+        fn count(&self) -> usize {
+            3
+        }
+
+        fn try_get(&self, at: usize) -> Option<Header<'_, &[u8]>> {
+            match at {
+                0 => Some(Header { key: "id", value: Some(b"first") }),
+                1 => panic!("called `Result::unwrap()` on an `Err` value: Utf8Error"),
+                2 => Some(Header { key: "id", value: None }),
+                _ => None,
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_whose_name_is_not_utf8_is_passed_over() {
+        assert_eq!(header_at(&Foreign, 0), Some(("id", Some(&b"first"[..]))));
+        assert_eq!(header_at(&Foreign, 1), None);
+        assert_eq!(header_at(&Foreign, 2), Some(("id", None)));
+        assert_eq!(header_at(&Foreign, 3), None);
+    }
+
+    #[test]
+    fn the_last_header_of_a_name_counts_even_if_it_is_null() {
+        let headers = OwnedHeaders::new()
+            .insert(Header { key: "id", value: Some("first") })
+            .insert(Header { key: "other", value: Some("x") })
+            .insert(Header { key: "id", value: Some("last") })
+            .insert(Header { key: "none", value: Some("x") })
+            .insert(Header::<&str> { key: "none", value: None });
+        let message = OwnedMessage::new(None, None, "t".into(), rdkafka::Timestamp::NotAvailable, 0, 0, Some(headers));
+        assert_eq!(message.header("id"), Some(&b"last"[..]));
+        assert_eq!((message.header("none"), message.header("missing"), message.header("ID")), (None, None, None));
+        let mut shown = 0;
+        message.for_each_header(&mut |_, _| shown += 1);
+        assert_eq!(shown, 5);
+        let bare = OwnedMessage::new(None, None, "t".into(), rdkafka::Timestamp::NotAvailable, 0, 0, None);
+        assert_eq!((bare.header("id"), bare.timestamp_ms()), (None, None));
+    }
+}

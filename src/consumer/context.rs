@@ -237,7 +237,7 @@ impl Context {
                 return;
             }
             state.finished_since_commit = 0;
-            state.partitions.to_commit()
+            state.partitions.take_due()
         };
         if positions.is_empty() {
             return;

@@ -118,7 +118,7 @@ impl Partitions {
     }
 
     /// Offsets that may be committed and have not been handed over, and notes them handed over.
-    pub(super) fn to_commit(&mut self) -> Vec<Position> {
+    pub(super) fn take_due(&mut self) -> Vec<Position> {
         let due = |known: &mut Partition| {
             let offset = known.frontier.committable().filter(|offset| Some(*offset) > known.sent)?;
             known.sent = Some(offset);
@@ -227,17 +227,17 @@ mod tests {
     fn a_commit_is_clean_only_once_the_broker_said_yes() {
         let mut partitions = Partitions::new(100);
         let epoch = partitions.assign("orders", 3);
-        assert!(partitions.to_commit().is_empty());
+        assert!(partitions.take_due().is_empty());
         run(&mut partitions, epoch, 0..5);
-        assert_eq!(partitions.to_commit(), [position(5)]);
-        assert!(partitions.to_commit().is_empty(), "on its way");
+        assert_eq!(partitions.take_due(), [position(5)]);
+        assert!(partitions.take_due().is_empty(), "on its way");
         assert_eq!(partitions.unconfirmed(None), [position(5)], "not clean yet");
         partitions.refuse(&position(5));
-        assert_eq!(partitions.to_commit(), [position(5)], "again");
+        assert_eq!(partitions.take_due(), [position(5)], "again");
         run(&mut partitions, epoch, 5..7);
-        assert_eq!(partitions.to_commit(), [position(7)]);
+        assert_eq!(partitions.take_due(), [position(7)]);
         partitions.refuse(&position(5));
-        assert!(partitions.to_commit().is_empty(), "7 is on its way, whatever became of 5");
+        assert!(partitions.take_due().is_empty(), "7 is on its way, whatever became of 5");
         partitions.confirm(&position(7));
         partitions.confirm(&position(5));
         assert!(partitions.unconfirmed(None).is_empty(), "never backwards");
@@ -253,14 +253,14 @@ mod tests {
         // Assigned again without a revoke in between, as after an eager rebalance.
         let epoch = partitions.assign("orders", 3);
         assert_ne!(early, epoch);
-        assert!(partitions.to_commit().is_empty() && partitions.unconfirmed(None).is_empty());
+        assert!(partitions.take_due().is_empty() && partitions.unconfirmed(None).is_empty());
         assert_eq!(partitions.finish(late), Finish::Stale);
         assert!(partitions.deliver(early, 6).is_none());
         partitions.confirm(&position(5));
         run(&mut partitions, epoch, 3..4);
-        assert!(partitions.to_commit().is_empty(), "the broker has 5: never below it");
+        assert!(partitions.take_due().is_empty(), "the broker has 5: never below it");
         run(&mut partitions, epoch, 4..6);
-        assert_eq!(partitions.to_commit(), [position(6)]);
+        assert_eq!(partitions.take_due(), [position(6)]);
     }
 
     #[test]

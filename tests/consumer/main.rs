@@ -1,12 +1,15 @@
 //! The consumer, on librdkafka's mock cluster and on the real broker of `HAPAX_TEST_KAFKA`.
 
-#![cfg(feature = "kafka")]
+#![cfg(all(feature = "kafka", feature = "memory", feature = "sqlite"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod commit;
+mod dedup;
 mod flow;
+mod rebalance;
 mod refusals;
+mod views;
 mod world;

@@ -23,6 +23,10 @@ impl Effects {
         self.0.lock().unwrap().push((message.topic().to_owned(), message.partition(), message.offset()));
     }
 
+    pub fn add(&self, place: (String, i32, i64)) {
+        self.0.lock().unwrap().push(place);
+    }
+
     /// How often each message had its effect.
     pub fn counts(&self) -> BTreeMap<(String, i32, i64), usize> {
         let mut counts = BTreeMap::new();
