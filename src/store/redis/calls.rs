@@ -148,11 +148,11 @@ return 1",
 });
 
 /// Ends a held claim. Arguments: the hold's bytes, the first bytes to write, the delay from now to the state's time,
-/// the time to live, the attempts, the client's guess at the time (for a key that was made to live for ever).
+/// the time to live, the attempts, the client's guess at the time (for a key that was made to live for ever), the fingerprint.
 pub(super) static END: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local v = redis.call('GET', KEYS[1])
-if not v or string.sub(v, 1, 18) ~= ARGV[1] then return 0 end
+if not v or string.sub(v, 1, 18) ~= ARGV[1] or string.sub(v, 47, 62) ~= ARGV[7] then return 0 end
 local written, ttl = struct.unpack('>i8i8', v, 27)
 local left = redis.call('PTTL', KEYS[1])
 local now = tonumber(ARGV[6])

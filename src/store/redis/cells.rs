@@ -76,7 +76,8 @@ impl Cells for RedisStore {
             hold(&mut held, State::Processing { until: 0 }.code(), ending.token);
             hold(&mut ended, ending.code, ending.token);
             let attempts = Millis::from(ending.attempts);
-            let arguments = vec![held, ended, number(delay), number(ttl), number(attempts), number(now)];
+            let fingerprint = ending.fingerprint.as_bytes().to_vec();
+            let arguments = vec![held, ended, number(delay), number(ttl), number(attempts), number(now), fingerprint];
             runs.push(Run { key: ending.key, arguments });
             places.push(place);
         }

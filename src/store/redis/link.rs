@@ -61,7 +61,7 @@ impl Clock {
 fn read_time(value: &Value) -> Option<Millis> {
     let Value::Array(parts) = value else { return None };
     let [seconds, micros] = parts.as_slice() else { return None };
-    Some(integer(seconds)?.checked_mul(1000)?.checked_add(integer(micros)? / 1000)?)
+    integer(seconds)?.checked_mul(1000)?.checked_add(integer(micros)? / 1000)
 }
 
 /// A number, however it was sent.
@@ -100,7 +100,7 @@ pub(super) enum Opener {
     Server { info: Box<ConnectionInfo>, primary: bool },
     /// The primary that the sentinels name.
     #[cfg(feature = "redis-sentinel")]
-    Sentinel(Sentinels),
+    Sentinel(Box<Sentinels>),
 }
 
 impl Opener {

@@ -256,7 +256,7 @@ impl RedisBuilder {
         }
         let node = link::parse(self.node.as_deref().unwrap_or("redis://localhost"))?;
         let clock = Arc::<Clock>::default();
-        let opener = Opener::Sentinel(sentinel::Sentinels::new(sentinels, master_name.to_owned(), node));
+        let opener = Opener::Sentinel(Box::new(sentinel::Sentinels::new(sentinels, master_name.to_owned(), node)));
         let link = Link::new(opener, Arc::clone(&clock), self.patience);
         let wire = Wire::one(link, clock, self.patience).await?;
         Ok(self.store(wire))

@@ -81,8 +81,7 @@ impl<'a> Draft<'a> {
         out.extend_from_slice(&self.attempts.to_be_bytes());
         out.extend_from_slice(self.fingerprint.as_bytes());
         out.push(u8::from(self.result.is_some()));
-        let topic = self.origin.topic.as_bytes();
-        let topic = &topic[..topic.len().min(Origin::MAX_TOPIC)];
+        let topic = kept_topic(self.origin);
         if topic.is_empty() {
             out.extend_from_slice(&0_u16.to_be_bytes());
         } else {
@@ -98,6 +97,11 @@ impl<'a> Draft<'a> {
         }
         ttl
     }
+}
+
+/// The topic as [`Origin::to_bytes`] keeps it.
+fn kept_topic(origin: &Origin) -> &[u8] {
+    &origin.topic.as_bytes()[..origin.topic.floor_char_boundary(Origin::MAX_TOPIC)]
 }
 
 /// The first bytes of a value with this state and token.
@@ -184,11 +188,11 @@ impl<'a> Packed<'a> {
     /// Whether it is from there.
     pub(super) fn is_from(self, origin: &Origin) -> bool {
         let kept = self.0.get(ORIGIN..self.result_start()).unwrap_or_default();
-        let topic = origin.topic.as_bytes();
+        let topic = kept_topic(origin);
         match kept.get(12..) {
             None => topic.is_empty(),
             Some(kept_topic) => {
-                kept_topic == &topic[..topic.len().min(Origin::MAX_TOPIC)]
+                kept_topic == topic
                     && kept[..4] == origin.partition.to_be_bytes()
                     && kept[4..12] == origin.offset.to_be_bytes()
             }
@@ -300,6 +304,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_topic_too_long_is_cut_as_origins_are() {
+        let long = record(State::Dead { at: 1 }, None, &"ä".repeat(200));
+        let mut bytes = Vec::new();
+        Draft::of(&long).pack(&mut bytes, 1, &Retention::default());
+        let read = Reader::default().read(bytes.clone()).expect("it is whole");
+        assert_eq!(Some(&read.origin), Origin::from_bytes(&long.origin.to_bytes()).as_ref());
+        assert!(Packed::new(&bytes).is_some_and(|packed| packed.is_from(&long.origin)));
     }
 
     #[test]

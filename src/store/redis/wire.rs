@@ -23,7 +23,7 @@ use crate::store::{Batch, StoreError};
 enum Way {
     One(Link),
     #[cfg(feature = "redis-cluster")]
-    Cluster(Nodes),
+    Cluster(Box<Nodes>),
     Given {
         given: Box<dyn Given>,
         /// Each command goes alone, to a node of its own.
@@ -62,7 +62,7 @@ impl Wire {
     #[cfg(feature = "redis-cluster")]
     pub(super) async fn cluster(nodes: Nodes, clock: Arc<Clock>, patience: Patience) -> Result<Self, StoreError> {
         nodes.learn().await?;
-        Ok(Self { way: Way::Cluster(nodes), clock, patience })
+        Ok(Self { way: Way::Cluster(Box::new(nodes)), clock, patience })
     }
 
     pub(super) fn given<C: ConnectionLike + Clone + Send + Sync + 'static>(connection: C, patience: Patience) -> Self {
