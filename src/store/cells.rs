@@ -31,6 +31,7 @@ pub(super) enum Inserted {
     /// Something is there, or it is not known whether the insert was ours; with the record where the insert showed it.
     Taken(Option<Found>),
     /// Somebody's open transaction holds it: nobody can tell yet whether it stands.
+    #[cfg_attr(not(feature = "sql"), expect(dead_code, reason = "only SQL stores have open transactions"))]
     Locked,
 }
 
