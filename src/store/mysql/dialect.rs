@@ -43,7 +43,7 @@ impl Dialect for Mysql {
 
     fn now(&self, _patience: Duration) -> String {
         // Not UNIX_TIMESTAMP(): it goes through the session's time zone, where an hour may come twice.
-        "CAST(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000 AS SIGNED)".into()
+        "CAST(TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000 AS SIGNED)".into()
     }
 
     fn placeholder(_number: usize, _kind: Kind) -> String {

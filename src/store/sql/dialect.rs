@@ -98,6 +98,11 @@ pub(crate) trait Dialect: Debug + Clone + Send + Sync + 'static {
         (take, 1)
     }
 
+    /// The size a statement is written for, where that depends on the values.
+    fn shape(_values: &Values, size: usize) -> usize {
+        size
+    }
+
     /// Prepares a connection of the store's own.
     fn greet(&self, conn: &mut Conn<Self>, patience: Duration) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 

@@ -242,7 +242,9 @@ impl<D: Dialect> Engine<D> {
             let (take, size) = D::step(part.len());
             let (now, later) = part.split(take);
             parts.push(later);
-            match self.attempt(&WriteOnce { statement: now.statement(), values: &now.values(), size }).await {
+            let values = now.values();
+            let size = D::shape(&values, size);
+            match self.attempt(&WriteOnce { statement: now.statement(), values: &values, size }).await {
                 Ok(count) => written.count += count,
                 Err(Fault::Locked(_)) if D::LOCKS_ROWS && now.len() > 1 => {
                     // Halves, until whatever is locked stands alone.

@@ -17,7 +17,8 @@ use crate::store::sql::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sqlite;
 
-fn arguments(values: &Values) -> Result<SqliteArguments, Error> {
+fn arguments(call: &Call<'_>) -> Result<SqliteArguments, Error> {
+    let values = call.values;
     let mut arguments = SqliteArguments::default();
     for scalar in &values.scalars {
         match scalar {
@@ -27,10 +28,12 @@ fn arguments(values: &Values) -> Result<SqliteArguments, Error> {
         .map_err(Error::Encode)?;
     }
     if !values.columns.is_empty() {
-        let (packed, heap) = pack::pack(values);
+        let (packed, heap) = pack::pack(values, call.size);
         arguments.add(packed).map_err(Error::Encode)?;
-        arguments.add(heap).map_err(Error::Encode)?;
         arguments.add(i64::try_from(values.len).unwrap_or(i64::MAX)).map_err(Error::Encode)?;
+        if let Some(heap) = heap {
+            arguments.add(heap).map_err(Error::Encode)?;
+        }
     }
     Ok(arguments)
 }
@@ -40,7 +43,7 @@ impl Dialect for Sqlite {
     const NAME: &'static str = "sqlite";
     const QUOTE: char = '"';
     const GREATEST: &'static str = "max";
-    const LARGEST: usize = 512;
+    const LARGEST: usize = pack::ROWS;
     // The connection's thread ends the statement, and none opens a transaction.
     const SURVIVES_CANCEL: bool = true;
     const LOCKS_ROWS: bool = false;
@@ -54,12 +57,12 @@ impl Dialect for Sqlite {
         format!("?{number}")
     }
 
-    fn source(fields: &[Field], first: usize, _size: usize) -> String {
-        pack::source(fields, first, Self::LARGEST)
+    fn source(fields: &[Field], first: usize, size: usize) -> String {
+        pack::source(fields, first, size)
     }
 
-    fn among(first: usize, _size: usize) -> String {
-        format!("IN {}", pack::source(&[("k", Kind::Digest)], first, Self::LARGEST))
+    fn among(first: usize, size: usize) -> String {
+        format!("IN {}", pack::source(&[("k", Kind::Digest)], first, size))
     }
 
     fn insert(
@@ -82,10 +85,14 @@ impl Dialect for Sqlite {
         update_alike::<Self>(table, set, on, first, size)
     }
 
-    fn read(table: &str, now: &str, _size: usize) -> String {
+    fn read(table: &str, now: &str, size: usize) -> String {
         // CROSS JOIN keeps the order: one look-up for each key.
-        let source = pack::source(&[("k", Kind::Digest)], 1, Self::LARGEST);
+        let source = pack::source(&[("k", Kind::Digest)], 1, size);
         format!("SELECT {now}, {} FROM {source} AS u CROSS JOIN {table} AS h ON h.message_key = u.k", pack::line())
+    }
+
+    fn shape(values: &Values, _size: usize) -> usize {
+        pack::shape(values)
     }
 
     async fn greet(&self, conn: &mut SqliteConnection, patience: Duration) -> Result<(), Error> {
@@ -94,17 +101,20 @@ impl Dialect for Sqlite {
     }
 
     async fn execute(&self, conn: &mut SqliteConnection, call: Call<'_>) -> Result<u64, Error> {
-        let query = sqlx::query_with(AssertSqlSafe(call.text), arguments(call.values)?);
+        let arguments = arguments(&call)?;
+        let query = sqlx::query_with(AssertSqlSafe(call.text), arguments);
         Ok(query.execute(conn).await?.rows_affected())
     }
 
     async fn fetch(&self, conn: &mut SqliteConnection, call: Call<'_>) -> Result<Option<Reading>, Error> {
-        let row = sqlx::query_with(AssertSqlSafe(call.text), arguments(call.values)?).fetch_one(conn).await?;
+        let arguments = arguments(&call)?;
+        let row = sqlx::query_with(AssertSqlSafe(call.text), arguments).fetch_one(conn).await?;
         Ok(pack::parse(row.try_get(0)?, row.try_get(1)?))
     }
 
     async fn keys(&self, conn: &mut SqliteConnection, call: Call<'_>) -> Result<Vec<Vec<u8>>, Error> {
-        let rows = sqlx::query_with(AssertSqlSafe(call.text), arguments(call.values)?).fetch_all(conn).await?;
+        let arguments = arguments(&call)?;
+        let rows = sqlx::query_with(AssertSqlSafe(call.text), arguments).fetch_all(conn).await?;
         rows.iter().map(|row| row.try_get(0)).collect()
     }
 

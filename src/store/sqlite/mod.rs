@@ -31,11 +31,14 @@ use crate::record::{ClaimOutcome, Extend, ExtendOutcome, Record, RequeueOutcome,
 /// SQLite has one writer at a time, over all processes that share the file. A statement that finds the file locked waits for
 /// the [lock timeout](Self::with_lock_timeout), then fails, retryable.
 ///
+/// [`open`](Self::open) and [`connect`](Self::connect) give the connection a page cache of up to 32 MB, and let the write-ahead log beside
+/// the file grow to 32 MB before it is copied back.
+///
 /// # Safety of the data
 ///
 /// [`open`](Self::open) sets write-ahead logging with `synchronous = NORMAL`: what was settled survives a crash of the
-/// process, but the last moments may be forgotten when the machine loses power. A URL with `?synchronous=full`
-/// is not known to SQLite; give a pool of your own with `SqliteSynchronous::Full` where power may fail and an effect may not repeat.
+/// process, but the last moments may be forgotten when the machine loses power. Give a [pool of your own](Self::new) with
+/// `SqliteSynchronous::Full` where power may fail and an effect may not repeat.
 ///
 /// Times are this machine's clock, as SQLite reads it: all processes that share the file share the clock.
 ///
@@ -91,7 +94,13 @@ impl SqliteStore {
         let options = if memory {
             options
         } else {
-            options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Normal)
+            // A batch touches a page for each key. With the default cache of 2 MB it would spill pages before it is done, and
+            // with the default log of 4 MB every second batch would copy the log back into the file.
+            options
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Normal)
+                .pragma("cache_size", "-32768")
+                .pragma("wal_autocheckpoint", "8192")
         };
         // One writer at a time is all that SQLite has, and a database in memory is its connection.
         Ok(Self { engine: Engine::connect(Sqlite, options, 1, memory).await? })

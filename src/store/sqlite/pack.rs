@@ -15,18 +15,38 @@ const OFFSET: usize = 10;
 /// Offset and length; no length is null.
 const BLOB: usize = 2 * OFFSET;
 
-const fn width(kind: Kind) -> usize {
+/// Rows of one statement.
+pub(super) const ROWS: usize = 512;
+/// Longest blob that stands in the rows themselves.
+const EVEN: usize = 512;
+
+/// How blobs are packed, as the statement's size: 1 where rows point at them, and 2 and their length where all of them are
+/// of one length and stand in the rows, as the origins of a batch from one topic do. That saves a third of an insert.
+pub(super) fn shape(values: &Values) -> usize {
+    let blobs = values.columns.iter().filter_map(|column| match column {
+        Column::Blobs(blobs) => Some(blobs),
+        Column::Digests(_) | Column::Ints(_) => None,
+    });
+    let mut lengths = blobs.flatten().map(|blob| blob.as_ref().map(bytes::Bytes::len));
+    match lengths.next() {
+        Some(Some(length)) if length <= EVEN && lengths.all(|other| other == Some(length)) => 2 + length,
+        _ => 1,
+    }
+}
+
+const fn width(kind: Kind, shape: usize) -> usize {
     match kind {
         Kind::Digest => DIGEST,
         Kind::Int => INT,
+        Kind::Blob if shape >= 2 => shape - 2,
         Kind::Blob => BLOB,
     }
 }
 
-/// Numbers 0 to `rows`, the packed rows, and their number, as a table.
-pub(super) fn source(fields: &[Field], first: usize, rows: usize) -> String {
-    let (packed, heap, count) = (first, first + 1, first + 2);
-    let stride: usize = fields.iter().map(|(_, kind)| width(*kind)).sum();
+/// The packed rows, what they point at, and their number, as a table.
+pub(super) fn source(fields: &[Field], first: usize, shape: usize) -> String {
+    let (packed, count, heap) = (first, first + 1, first + 2);
+    let stride: usize = fields.iter().map(|(_, kind)| width(*kind, shape)).sum();
     let mut text = String::from("(SELECT ");
     let mut at = 1;
     for (number, (name, kind)) in fields.iter().enumerate() {
@@ -35,6 +55,7 @@ pub(super) fn source(fields: &[Field], first: usize, rows: usize) -> String {
         let value = match kind {
             Kind::Digest => part(at, DIGEST),
             Kind::Int => format!("CAST({} AS INTEGER)", part(at, INT)),
+            Kind::Blob if shape >= 2 => part(at, shape - 2),
             Kind::Blob => {
                 // A length of blanks is null, and substr of null is null.
                 let (offset, length) = (part(at, OFFSET), part(at + OFFSET, OFFSET));
@@ -44,10 +65,10 @@ pub(super) fn source(fields: &[Field], first: usize, rows: usize) -> String {
             }
         };
         let _ = write!(text, "{comma}{value} AS {name}");
-        at += width(*kind);
+        at += width(*kind, shape);
     }
     text.push_str(" FROM (VALUES ");
-    for row in 0..rows {
+    for row in 0..ROWS {
         let comma = if row == 0 { "" } else { "," };
         let _ = write!(text, "{comma}({row})");
     }
@@ -55,9 +76,9 @@ pub(super) fn source(fields: &[Field], first: usize, rows: usize) -> String {
     text
 }
 
-/// Rows of fixed width, and what they point at.
-pub(super) fn pack(values: &Values) -> (Vec<u8>, Vec<u8>) {
-    let stride: usize = values.columns.iter().map(|column| width(kind(column))).sum();
+/// Rows of fixed width, and what they point at, if they do.
+pub(super) fn pack(values: &Values, shape: usize) -> (Vec<u8>, Option<Vec<u8>>) {
+    let stride: usize = values.columns.iter().map(|column| width(kind(column), shape)).sum();
     let mut packed = Vec::with_capacity(stride * values.len);
     // Never empty: a part of an empty blob is null.
     let mut heap = vec![0];
@@ -67,6 +88,7 @@ pub(super) fn pack(values: &Values) -> (Vec<u8>, Vec<u8>) {
                 Column::Digests(column) => packed.extend(column.get(row).into_iter().flatten()),
                 Column::Ints(column) => digits::<INT>(&mut packed, column.get(row).copied().unwrap_or(0)),
                 Column::Blobs(column) => match column.get(row).and_then(Option::as_ref) {
+                    Some(blob) if shape >= 2 => packed.extend_from_slice(blob),
                     Some(blob) => {
                         digits::<OFFSET>(&mut packed, place(heap.len() + 1));
                         digits::<OFFSET>(&mut packed, place(blob.len()));
@@ -77,7 +99,8 @@ pub(super) fn pack(values: &Values) -> (Vec<u8>, Vec<u8>) {
             }
         }
     }
-    (packed, heap)
+    let points = shape < 2 && values.columns.iter().any(|column| kind(column) == Kind::Blob);
+    (packed, points.then_some(heap))
 }
 
 const fn kind(column: &Column) -> Kind {
