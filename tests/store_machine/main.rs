@@ -9,6 +9,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[allow(dead_code)]
+#[path = "../conformance/flawed.rs"]
+mod flawed;
 mod places;
 mod reference;
 mod under_test;
@@ -23,10 +26,10 @@ use tokio::runtime::Runtime;
 use crate::reference::Lives;
 use crate::under_test::{Machine, Place};
 
-/// Runs `cases` random lives against the store behind two handles.
-fn lives(name: &str, cases: u32, runtime: &Runtime, handles: [Arc<dyn DedupStore>; 2]) {
+/// Runs `cases` random lives against the store behind two handles; what differed, if anything did.
+fn differs(cases: u32, shrinks: u32, runtime: &Runtime, handles: [Arc<dyn DedupStore>; 2]) -> Option<String> {
     runtime.block_on(handles[0].ensure_schema()).unwrap();
-    let config = Config { cases, max_shrink_iters: 400, failure_persistence: None, ..Config::default() };
+    let config = Config { cases, max_shrink_iters: shrinks, failure_persistence: None, ..Config::default() };
     let place = Place { handles, runtime: runtime.handle().clone() };
     let mut runner = TestRunner::new(config.clone());
     let result = runner.run(&Lives::sequential_strategy(1..40), |(initial, moves, seen)| {
@@ -35,10 +38,17 @@ fn lives(name: &str, cases: u32, runtime: &Runtime, handles: [Arc<dyn DedupStore
         Ok(())
     });
     match result {
-        Ok(()) => println!("{name}: {cases} lives"),
-        Err(TestError::Fail(reason, (_, moves, _))) => panic!("{name}: {reason}\nafter these moves:\n{moves:#?}"),
-        Err(aborted) => panic!("{name}: {aborted}"),
+        Ok(()) => None,
+        Err(TestError::Fail(reason, (_, moves, _))) => Some(format!("{reason}\nafter these moves:\n{moves:#?}")),
+        Err(aborted) => Some(aborted.to_string()),
     }
+}
+
+fn lives(name: &str, cases: u32, runtime: &Runtime, handles: [Arc<dyn DedupStore>; 2]) {
+    if let Some(difference) = differs(cases, 400, runtime, handles) {
+        panic!("{name}: {difference}");
+    }
+    println!("{name}: {cases} lives");
 }
 
 fn runtime() -> Runtime {

@@ -1,12 +1,13 @@
 //! One test for each store, so that a failure names it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hapax::store::{Batched, DedupStore, MemoryStore};
 
 #[allow(unused_imports)]
 use crate::support;
-use crate::{lives, runtime};
+use crate::{differs, lives, runtime};
 
 /// Lives against a server: each call is a round trip or more.
 #[allow(dead_code)]
@@ -20,6 +21,64 @@ fn over_memory(name: &str, layer: impl Fn(MemoryStore) -> Arc<dyn DedupStore>) {
 #[test]
 fn memory() {
     over_memory("memory", |store| Arc::new(store));
+}
+
+/// The machine proves itself.
+#[test]
+fn stores_with_a_flaw_are_found() {
+    use crate::flawed::{Flaw, Flawed};
+    let runtime = runtime();
+    let place = |flaw, cases| {
+        let store = Flawed::new(flaw, hapax::store::Retention::default());
+        let handles: [Arc<dyn DedupStore>; 2] = [Arc::new(store.another(0)), Arc::new(store.another(1))];
+        differs(cases, 5, &runtime, handles)
+    };
+    assert_eq!(place(Flaw::None, 40), None);
+    // A panic that is caught still speaks; those of this thread are expected while the flaws are tried.
+    let (speak, this, tried) = (std::panic::take_hook(), std::thread::current().id(), Arc::new(AtomicBool::new(false)));
+    let done = tried.clone();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().id() != this || tried.load(Ordering::Relaxed) {
+            speak(info);
+        }
+    }));
+    let flaws = [
+        Flaw::CompletesWithoutToken,
+        Flaw::FailsWithoutToken,
+        Flaw::ReleasesWithoutToken,
+        Flaw::GivesUpWithoutToken,
+        Flaw::DeletesOnFailure,
+        Flaw::DuplicatesAreAcquired,
+        Flaw::AnswersUnsorted,
+        Flaw::ForgetsAttempts,
+        Flaw::CountsAttemptsWhenSettled,
+        Flaw::LeaseOnClientsClock,
+        Flaw::LeaseIsIgnored,
+        Flaw::TakeoverKeepsFence,
+        Flaw::TakeoverSaysNothing,
+        Flaw::NotReentrant,
+        Flaw::ReentrantByAnybody,
+        Flaw::RefusesLateSuccess,
+        Flaw::LateSuccessIsNotFlagged,
+        Flaw::SettlingTwiceIsRefused,
+        Flaw::ReleasingTwiceCountsTwice,
+        Flaw::NeverBuries,
+        Flaw::IgnoresFingerprint,
+        Flaw::EmptyResultIsNone,
+        Flaw::OriginForgotten,
+        Flaw::ExtendShortens,
+        Flaw::ExtendByAnybody,
+        Flaw::ReclaimShortens,
+        Flaw::RetryAtOnce,
+        Flaw::ReadFirstIsAcquiredBlindly,
+        Flaw::RequeueKeepsFence,
+        Flaw::RequeueOfAnything,
+        Flaw::SuccessIsUndone,
+        Flaw::ForgottenSuccessIsRefused,
+    ];
+    let missed: Vec<Flaw> = flaws.into_iter().filter(|flaw| place(*flaw, 1000).is_none()).collect();
+    done.store(true, Ordering::Relaxed);
+    assert!(missed.is_empty(), "not found: {missed:?}");
 }
 
 #[test]
