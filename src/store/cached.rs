@@ -167,14 +167,21 @@ impl Weighter<Key, Entry> for Weigh {
     }
 }
 
-/// What the cache knows of one ask.
-enum Look {
-    Hit(ClaimOutcome),
+/// Why an ask goes to the store.
+enum Miss {
+    Unknown,
     /// Known, and let through to learn the store's clock: it was confirmed at this local time.
     Probe(Millis),
     /// Known with another fingerprint: the store's to say.
     Other,
-    Miss,
+}
+
+/// A batch, looked up.
+struct Looked {
+    /// The answers that the cache knows, in the order of the batch.
+    hits: Vec<ClaimOutcome>,
+    /// The others, by their place in the batch, in order.
+    misses: Vec<(usize, Miss)>,
 }
 
 impl<S: DedupStore> Cached<S> {
@@ -231,48 +238,59 @@ impl<S: DedupStore> Cached<S> {
     }
 
     /// Looks a batch up.
-    fn look(&self, asks: &Batch<Ask>, now: Millis) -> Vec<Look> {
+    fn look(&self, asks: &Batch<Ask>, now: Millis) -> Looked {
         let (offset, mut stale) = {
             let clock = open(&self.clock);
             (clock.offset, now.saturating_sub(clock.looked) >= CLOCK_STALE)
         };
-        let look = |ask: &Ask| {
+        let mut looked = Looked { hits: Vec::with_capacity(asks.len()), misses: Vec::new() };
+        for (place, ask) in asks.items().iter().enumerate() {
             let key = ask.key();
-            let Some(entry) = self.cache.get(&key) else { return Look::Miss };
-            if now >= entry.expires {
-                self.cache.remove(&key);
-                return Look::Miss;
-            }
-            if entry.fingerprint != ask.sighting.fingerprint {
-                return Look::Other;
-            }
-            let at = match (entry.at, offset) {
-                (When::Store(at), _) => at,
-                (When::Local(at), Some(offset)) if !stale => at.saturating_add(offset),
-                (When::Local(at), known) => {
-                    // One look is enough, unless nothing is known yet.
-                    stale = known.is_none();
-                    return Look::Probe(at);
+            let miss = match self.cache.get(&key) {
+                None => Miss::Unknown,
+                Some(entry) if now >= entry.expires => {
+                    self.cache.remove(&key);
+                    Miss::Unknown
+                }
+                Some(entry) if entry.fingerprint != ask.sighting.fingerprint => Miss::Other,
+                Some(entry) => {
+                    let at = match (entry.at, offset) {
+                        (When::Store(at), _) => Ok(at),
+                        (When::Local(at), Some(offset)) if !stale => Ok(at.saturating_add(offset)),
+                        (When::Local(at), _) => Err(at),
+                    };
+                    match at {
+                        Ok(at) => {
+                            let first = Seen { origin: entry.origin, at };
+                            looked.hits.push(ClaimOutcome::Duplicate { result: entry.result, first });
+                            continue;
+                        }
+                        Err(at) => {
+                            // One probe is enough, unless nothing is known yet.
+                            stale = offset.is_none();
+                            Miss::Probe(at)
+                        }
+                    }
                 }
             };
-            Look::Hit(ClaimOutcome::Duplicate { result: entry.result, first: Seen { origin: entry.origin, at } })
-        };
-        asks.items().iter().map(look).collect()
+            looked.misses.push((place, miss));
+        }
+        looked
     }
 
     /// Keeps what the store said of an ask.
-    fn learn(&self, ask: &Ask, look: &Look, outcome: &ClaimOutcome, now: Millis) {
-        match (outcome, look) {
-            (ClaimOutcome::Duplicate { result, first }, look) => {
-                if let Look::Probe(local) = look {
+    fn learn(&self, ask: &Ask, miss: &Miss, outcome: &ClaimOutcome, now: Millis) {
+        match (outcome, miss) {
+            (ClaimOutcome::Duplicate { result, first }, miss) => {
+                if let Miss::Probe(local) = miss {
                     *open(&self.clock) = Clock { offset: Some(first.at.saturating_sub(*local)), looked: now };
                 }
                 let at = When::Store(first.at);
                 self.keep(ask.key(), ask.sighting.fingerprint, &first.origin, at, result.as_ref(), now);
             }
-            (ClaimOutcome::Conflict { .. }, Look::Other) | (_, Look::Miss | Look::Hit(_)) => {}
+            (ClaimOutcome::Conflict { .. }, Miss::Other) | (_, Miss::Unknown) => {}
             // The store has forgotten it.
-            (_, Look::Probe(_) | Look::Other) => drop(self.cache.remove(&ask.key())),
+            (_, Miss::Probe(_) | Miss::Other) => drop(self.cache.remove(&ask.key())),
         }
     }
 
@@ -305,6 +323,13 @@ impl<S: DedupStore> Cached<S> {
     }
 }
 
+/// The part of a batch that the store is asked for.
+fn missed(asks: &Batch<Ask>, misses: &[(usize, Miss)]) -> Batch<Ask> {
+    let mut places = 0..asks.len();
+    let mut misses = misses.iter().map(|(place, _)| *place).peekable();
+    asks.filter(|_| places.next().is_some_and(|place| misses.next_if_eq(&place).is_some()))
+}
+
 /// What is locked is whole after a panic too: every change is a single assignment.
 fn open<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -333,36 +358,30 @@ impl<S: DedupStore> DedupStore for Cached<S> {
     async fn claim(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
         // Taken before the store is asked, so that an entry's time is over no later than counted from the store's answer.
         let now = self.now();
-        let looks = self.look(asks, now);
-        let hits = looks.iter().filter(|look| matches!(look, Look::Hit(_))).count();
-        self.count(hits, asks.len() - hits);
-        let mut answers = if hits == asks.len() {
-            Vec::new()
-        } else if hits == 0 {
+        let Looked { hits, misses } = self.look(asks, now);
+        self.count(hits.len(), misses.len());
+        if misses.is_empty() {
+            return Ok(hits);
+        }
+        let answers = if hits.is_empty() {
             self.store.claim(terms, asks).await?
         } else {
-            let mut looked = looks.iter();
-            let rest = asks.filter(|_| !matches!(looked.next(), Some(Look::Hit(_))));
+            let rest = missed(asks, &misses);
             self.store.claim(terms, &rest).await?
+        };
+        if answers.len() != misses.len() {
+            let message = format!("it answered {} of {} items", answers.len(), misses.len());
+            return Err(StoreError::corrupt(self.describe().store, "claim", message));
         }
-        .into_iter();
         let mut outcomes = Vec::with_capacity(asks.len());
-        for (ask, look) in asks.items().iter().zip(looks) {
-            if let Look::Hit(outcome) = look {
-                outcomes.push(outcome);
-            } else if let Some(outcome) = answers.next() {
-                self.learn(ask, &look, &outcome, now);
-                outcomes.push(outcome);
-            }
+        let mut hits = hits.into_iter();
+        for ((place, miss), answer) in misses.into_iter().zip(answers) {
+            outcomes.extend(hits.by_ref().take(place - outcomes.len()));
+            self.learn(&asks.items()[place], &miss, &answer, now);
+            outcomes.push(answer);
         }
-        if outcomes.len() == asks.len() && answers.next().is_none() {
-            return Ok(outcomes);
-        }
-        Err(StoreError::corrupt(
-            self.describe().store,
-            "claim",
-            "it answered another number of items than it was asked",
-        ))
+        outcomes.extend(hits);
+        Ok(outcomes)
     }
 
     async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
