@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use hapax::message::MessageView;
 use hapax::{Claim, Consumer, Done, Message, Once, Summary};
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
@@ -63,7 +64,7 @@ impl World {
     }
 }
 
-/// A loop of its own around `Once::handle`. It leaves after `quota` messages, and never commits.
+/// A loop of its own around `Once::handle_batch`. It leaves after `quota` messages, and never commits.
 pub async fn leaver(world: Arc<World>, once: Once, quota: u64) -> Result<Did, Failure> {
     let consumer: StreamConsumer = world.kafka.member().create()?;
     consumer.subscribe(&[&world.kafka.topic])?;
@@ -71,17 +72,27 @@ pub async fn leaver(world: Arc<World>, once: Once, quota: u64) -> Result<Did, Fa
     let mut last = Instant::now();
     // With few messages it may never get that many.
     while did.delivered < quota && (did.delivered == 0 || last.elapsed() < Duration::from_secs(3)) {
-        let Ok(message) = tokio::time::timeout(Duration::from_millis(500), consumer.recv()).await else { continue };
-        let message = message?;
+        let Ok(first) = tokio::time::timeout(Duration::from_millis(500), consumer.recv()).await else { continue };
+        let mut batch = vec![first?];
+        // Whatever has come meanwhile.
+        while batch.len() < 64
+            && did.delivered + (batch.len() as u64) < quota
+            && let Some(message) = consumer.recv().now_or_never()
+        {
+            batch.push(message?);
+        }
         last = Instant::now();
-        did.delivered += 1;
-        match once.handle(&message, async |_| world.effect(&message, "A").await).await? {
-            Done::Handled(()) => did.handled += 1,
-            Done::Duplicate { first, .. } => {
-                let own = (first.origin.partition, first.origin.offset) == (message.partition(), message.offset());
-                *(if own { &mut did.redelivered } else { &mut did.same_id }) += 1;
+        did.delivered += batch.len() as u64;
+        let done = once.handle_batch(&batch, |message, _| world.effect(message, "A")).await;
+        for (message, outcome) in batch.iter().zip(done.into_outcomes()) {
+            match outcome? {
+                Done::Handled(()) => did.handled += 1,
+                Done::Duplicate { first, .. } => {
+                    let own = (first.origin.partition, first.origin.offset) == (message.partition(), message.offset());
+                    *(if own { &mut did.redelivered } else { &mut did.same_id }) += 1;
+                }
+                other => return Err(format!("member A: {other:?}").into()),
             }
-            other => return Err(format!("member A: {other:?}").into()),
         }
     }
     // Leaving the group blocks.

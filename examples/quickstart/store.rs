@@ -57,9 +57,9 @@ impl Store {
 
 fn cure(error: &hapax::store::StoreError) -> String {
     let cure = if error.is_retryable() {
-        "Start it, or check host and port in the URL."
+        "start it, or check host and port in the URL"
     } else {
-        "Check the URL: host, port, user, password and database."
+        "check the URL and what it names"
     };
-    format!("--store: {error} {cure}")
+    format!("--store: {}; {cure}", error.to_string().trim_end_matches('.'))
 }
