@@ -7,7 +7,9 @@ mod batch;
 mod batched;
 #[cfg(feature = "cache")]
 mod cached;
+// What stores share is used in full only with all of them: `full` shows what nobody uses.
 #[cfg(any(feature = "sql", feature = "redis"))]
+#[cfg_attr(not(feature = "full"), allow(dead_code))]
 mod cells;
 mod check;
 #[cfg(feature = "conformance")]
@@ -16,6 +18,7 @@ mod error;
 #[cfg(feature = "memory")]
 mod memory;
 #[cfg(feature = "redis")]
+#[cfg_attr(not(feature = "full"), allow(dead_code, unused_imports))]
 mod redis;
 #[cfg(feature = "mysql")]
 mod mysql;
@@ -24,6 +27,7 @@ mod postgres;
 #[cfg(feature = "bloom")]
 mod prechecked;
 #[cfg(feature = "sql")]
+#[cfg_attr(not(feature = "full"), allow(dead_code, unused_imports))]
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;

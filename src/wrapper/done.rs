@@ -231,7 +231,6 @@ pub struct BatchDone<T, E: fmt::Debug + fmt::Display> {
 
 impl<T, E: fmt::Debug + fmt::Display> BatchDone<T, E> {
     /// What became of each message, in the order given.
-    #[must_use]
     pub fn outcomes(&self) -> &[Result<Done<T, E>, HandleError<E>>] {
         &self.outcomes
     }
