@@ -77,13 +77,17 @@ impl<T: Keyed> Batch<T> {
     /// Sorts items by key. Of several with one key the first given is taken, the others come back in [`Gathered::later`].
     #[must_use]
     pub fn gather(items: impl IntoIterator<Item = T>) -> Gathered<T> {
-        let mut placed: Vec<(usize, T)> = items.into_iter().enumerate().collect();
-        placed.sort_by_key(|(place, item)| (item.key(), *place));
-        let mut batch: Vec<T> = Vec::with_capacity(placed.len());
-        let mut places = Vec::with_capacity(placed.len());
+        let mut items: Vec<Option<T>> = items.into_iter().map(Some).collect();
+        // Keys and places are sorted instead of the items, which are several times as large.
+        let mut order: Vec<(Key, usize)> =
+            items.iter().enumerate().filter_map(|(place, item)| Some((item.as_ref()?.key(), place))).collect();
+        order.sort_unstable();
+        let mut batch: Vec<T> = Vec::with_capacity(order.len());
+        let mut places = Vec::with_capacity(order.len());
         let mut later = Vec::new();
-        for (place, item) in placed {
-            if batch.last().is_some_and(|last| last.key() == item.key()) {
+        for (key, place) in order {
+            let Some(item) = items.get_mut(place).and_then(Option::take) else { continue };
+            if batch.last().is_some_and(|last| last.key() == key) {
                 later.push((place, item));
             } else {
                 batch.push(item);
