@@ -1,0 +1,40 @@
+//! A hand-written consumer loop that handles each message once. `plain_loop.rs` is the same without hapax.
+//!
+//! `cargo run --example wrap_existing_loop -- 127.0.0.1:9092 orders`
+
+use std::error::Error;
+
+use hapax::identity::{Identify, Sha256, digest, header};
+use hapax::{Once, store::SqliteStore};
+use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{ClientConfig, Message};
+
+async fn charge(message: &BorrowedMessage<'_>) -> Result<(), String> {
+    let payload = message.payload().ok_or("nothing to charge")?;
+    println!("{}/{}: {} bytes", message.partition(), message.offset(), payload.len());
+    Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let mut args = std::env::args().skip(1);
+    let (Some(brokers), Some(topic)) = (args.next(), args.next()) else {
+        return Err("say where to read: HOST:PORT TOPIC".into());
+    };
+    let consumer: StreamConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "payments")
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "false")
+        .create()?;
+    consumer.subscribe(&[&topic])?;
+    let once = Once::builder(SqliteStore::open("payments.db").await?).scope("payments", "charge");
+    let once = once.identify(header("message-id").or(digest(Sha256))).build().await?;
+    loop {
+        let message = consumer.recv().await?;
+        if once.handle(&message, async |_| charge(&message).await).await?.may_commit() {
+            consumer.commit_message(&message, CommitMode::Async)?;
+        }
+    }
+}
