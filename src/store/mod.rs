@@ -17,17 +17,17 @@ pub mod conformance;
 mod error;
 #[cfg(feature = "memory")]
 mod memory;
-#[cfg(feature = "redis")]
-#[cfg_attr(not(feature = "full"), allow(dead_code, unused_imports))]
-mod redis;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "bloom")]
 mod prechecked;
-#[cfg(feature = "sql")]
+#[cfg(feature = "redis")]
 #[cfg_attr(not(feature = "full"), allow(dead_code, unused_imports))]
+mod redis;
+#[cfg(feature = "sql")]
+#[cfg_attr(not(feature = "full"), allow(dead_code, unused_imports, unused_macros))]
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -38,6 +38,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisBuilder, RedisStore};
 pub use batch::{Ask, Batch, Gathered, Keyed};
 pub use batched::{BatchLimits, Batched};
 #[cfg(feature = "cache")]
@@ -50,12 +52,10 @@ pub use memory::MemoryStore;
 pub use mysql::MysqlStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
-#[cfg(feature = "sqlite")]
-pub use sqlite::SqliteStore;
-#[cfg(feature = "redis")]
-pub use self::redis::{RedisBuilder, RedisStore};
 #[cfg(feature = "bloom")]
 pub use prechecked::{BloomFilter, FilterStats, Precheck, PrecheckStats, Prechecked};
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteStore;
 
 use crate::identity::Key;
 use crate::level::Level;

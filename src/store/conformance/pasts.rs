@@ -149,15 +149,18 @@ pub(super) async fn one_of_each(ground: &Ground, store: &dyn DedupStore) -> Chec
 
 /// A record that is not in the state that its past leads to would make the expected answers wrong too.
 fn story(past: Past, first: Held, record: Option<Record>) -> Check<Story> {
-    let right = match (past, record.as_ref().map(|record| record.state)) {
-        (Past::Unknown, None) => true,
-        (Past::Held | Past::RanOut | Past::TakenOver, Some(State::Processing { .. }))
-        | (Past::FailedAndWaiting | Past::FailedAndDue | Past::Released | Past::Requeued, Some(State::Failed { .. }))
-        | (Past::Succeeded, Some(State::Succeeded { late: false, .. }))
-        | (Past::SucceededLate, Some(State::Succeeded { late: true, .. }))
-        | (Past::GivenUp | Past::UsedUp, Some(State::Dead { .. })) => true,
-        _ => false,
-    };
+    let right = matches!(
+        (past, record.as_ref().map(|record| record.state)),
+        (Past::Unknown, None)
+            | (Past::Held | Past::RanOut | Past::TakenOver, Some(State::Processing { .. }))
+            | (
+                Past::FailedAndWaiting | Past::FailedAndDue | Past::Released | Past::Requeued,
+                Some(State::Failed { .. })
+            )
+            | (Past::Succeeded, Some(State::Succeeded { late: false, .. }))
+            | (Past::SucceededLate, Some(State::Succeeded { late: true, .. }))
+            | (Past::GivenUp | Past::UsedUp, Some(State::Dead { .. }))
+    );
     ensure(right, || format!("a message that is {past:?} reads as {record:?}"))?;
     Ok(Story { past, first, record })
 }

@@ -374,7 +374,7 @@ pub(super) async fn requeueing_at_once_requeues_once(ground: Ground) -> Check {
 async fn dropped_after<T: Send + 'static>(polls: usize, work: impl Future<Output = T> + Send + 'static) {
     let mut work = Box::pin(work);
     for _ in 0..polls {
-        if let std::task::Poll::Ready(_) = futures_util::poll!(&mut work) {
+        if futures_util::poll!(&mut work).is_ready() {
             return;
         }
         tokio::time::sleep(Duration::from_micros(200)).await;
