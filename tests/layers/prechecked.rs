@@ -85,10 +85,14 @@ async fn a_few_positives_in_a_large_batch_change_nothing() {
 #[tokio::test]
 async fn a_hint_of_the_caller_stays() {
     let probe = Probe::memory();
-    let store = Prechecked::with_filter(Arc::clone(&probe), Always(false));
+    let store = Prechecked::with_filter(Arc::clone(&probe), small());
     let hinted = hapax::store::Ask { read_first: true, ..ask(1) };
     store.claim(&terms(1), &Batch::one(hinted)).await.unwrap();
-    assert_eq!(hints(&probe), [1]);
+    store.claim(&terms(1), &asks([2])).await.unwrap();
+    // Beside one that the filter knows, one that it does not.
+    let hinted = hapax::store::Ask { read_first: true, ..ask(3) };
+    store.claim(&terms(1), &[ask(2), hinted, ask(4)].into_iter().collect()).await.unwrap();
+    assert_eq!(hints(&probe), [1, 0, 2]);
 }
 
 #[test]
