@@ -236,7 +236,6 @@ impl<T, E: fmt::Debug + fmt::Display> BatchDone<T, E> {
     }
 
     /// What became of each message, in the order given.
-    #[must_use]
     pub fn into_outcomes(self) -> Vec<Result<Done<T, E>, HandleError<E>>> {
         self.outcomes
     }

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! - [`seats`] are the messages that one call has in hand; dropped, they leave debts in the [`registry`].
-//! - [`one`] takes one message through everything that may happen to it; [`batch`] and [`each`] take the common cases many at
-//!   a time, and hand the others to it.
+//! - [`one`] takes one message through everything that may happen to it; [`batch`], and [`each`] with its [`lane`], take the
+//!   common cases many at a time, and hand the others to it.
 //! - [`renew`] is the one background task: leases, and debts.
 
 mod batch;
@@ -19,6 +19,7 @@ mod counts;
 mod done;
 mod each;
 mod keep;
+mod lane;
 mod one;
 mod registry;
 mod renew;

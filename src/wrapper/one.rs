@@ -210,12 +210,7 @@ impl<'a> One<'a> {
                 }
             }
             match self.claim(key).await? {
-                Some(Begun::InFlight { remaining }) => {
-                    if self.look_again(remaining).await? {
-                        continue;
-                    }
-                    return Ok(Begun::InFlight { remaining });
-                }
+                Some(Begun::InFlight { remaining }) if self.look_again(remaining).await? => {}
                 Some(Begun::NotDue { remaining }) if self.may_wait() => {
                     self.sleep(remaining.max(Duration::from_millis(1))).await?;
                 }
