@@ -71,8 +71,9 @@ impl Dialect for Mysql {
             .iter()
             .map(|expr| match expr {
                 Expr::Const(text) => (*text).to_owned(),
-                Expr::Scalar(_) | Expr::Field(_) => "?".to_owned(),
-                Expr::NowAndScalar(_) => format!("{now} + ?"),
+                Expr::Field(_) => "?".to_owned(),
+                Expr::Scalar(number) => bind::token(*number),
+                Expr::NowAndScalar(number) => format!("{now} + {}", bind::token(*number)),
             })
             .collect();
         // IGNORE counts what it inserted and nothing else, whereas sqlx asks for *found* rows, which makes ON DUPLICATE KEY
@@ -125,7 +126,8 @@ impl Dialect for Mysql {
 
     async fn execute(&self, conn: &mut MySqlConnection, call: Call<'_>) -> Result<u64, Error> {
         let arguments = bind::arguments(&call)?;
-        Ok(sqlx::query_with(AssertSqlSafe(call.text), arguments).execute(conn).await?.rows_affected())
+        let text = bind::written(&call);
+        Ok(sqlx::query_with(AssertSqlSafe(text), arguments).execute(conn).await?.rows_affected())
     }
 
     async fn fetch(&self, conn: &mut MySqlConnection, call: Call<'_>) -> Result<Option<Reading>, Error> {
