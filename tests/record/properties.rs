@@ -312,6 +312,17 @@ impl Life {
                     other => prop_assert!(false, "{other:?}"),
                 }
             }
+            let current = before.as_ref().is_some_and(|before| before.token() == token);
+            let want = match (before.as_ref().map(|before| before.state), &ask.verdict) {
+                // Checked above.
+                _ if held => outcome,
+                // Its reply was lost, or somebody who allows fewer attempts has buried it meanwhile.
+                (Some(State::Failed { .. }), _) if current => SettleOutcome::Settled,
+                (Some(State::Dead { .. }), Verdict::Dead) if current => SettleOutcome::Settled,
+                (Some(State::Dead { .. }), _) if current => SettleOutcome::Buried,
+                _ => SettleOutcome::Refused,
+            };
+            prop_assert_eq!(outcome, want, "{:?} by {:?} on {:?}", &ask.verdict, token, &before);
             if self.stale.contains(&token) {
                 prop_assert!(unchanged, "a token from before the requeue ended a claim");
             }

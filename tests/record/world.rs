@@ -340,7 +340,8 @@ impl World {
                 let holder = (before.owner.get(), before.fence.get());
                 self.members.iter().any(|member| matches!(member.phase, Phase::Running { pass, .. } if pass == holder))
             });
-        self.must(!ended && !(wrote && self.members.iter().any(running)), ENDED_UNDER_A_HANDLER);
+        let own = wrote && self.members.iter().any(running);
+        self.must(!ended && !own, ENDED_UNDER_A_HANDLER);
         match step.outcome {
             SettleOutcome::Refused => count(&setting.events.refused),
             SettleOutcome::Settled | SettleOutcome::Buried => {

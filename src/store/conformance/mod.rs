@@ -1,6 +1,7 @@
 //! Checks that a third party runs against a store of its own. The stores of this crate run the same.
 //!
-//! ```
+#![cfg_attr(feature = "memory", doc = "```")]
+#![cfg_attr(not(feature = "memory"), doc = "```ignore")]
 //! use std::sync::Arc;
 //! use hapax::store::conformance::Suite;
 //! use hapax::store::{DedupStore, MemoryStore, Retention};
