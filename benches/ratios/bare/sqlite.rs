@@ -24,6 +24,9 @@ impl Sqlite {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
+            // As the store sets its own connections, or the settings would count as a gain.
+            .pragma("cache_size", "-32768")
+            .pragma("wal_autocheckpoint", "8192")
             .disable_statement_logging()
             .connect()
             .await?;
