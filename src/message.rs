@@ -80,8 +80,9 @@ forward!(&M, Box<M>, Rc<M>, Arc<M>);
 /// use hapax::message::{MessageView, Parts};
 ///
 /// let message = Parts::new("orders").at(3, 42).key("customer-7").payload("{}").header("message-id", "a1");
-/// assert_eq!(message.header("message-id"), Some(&b"a1"[..]));
 /// assert_eq!(message.offset(), 42);
+/// // The builder's methods have the names of what they set: read those parts through the trait.
+/// assert_eq!(MessageView::header(&message, "message-id"), Some(&b"a1"[..]));
 /// ```
 ///
 /// `Debug` shows where it came from and how long its parts are, never what they say.

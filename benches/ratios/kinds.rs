@@ -43,8 +43,8 @@ impl Kind {
     pub fn available() -> (Vec<Self>, Vec<&'static str>) {
         let mut kinds = vec![Self::Sqlite];
         let mut without = Vec::new();
-        let services: [(&'static str, fn(String) -> Self); 3] = [
-            ("HAPAX_TEST_POSTGRES", Self::Postgres),
+        let services = [
+            ("HAPAX_TEST_POSTGRES", Self::Postgres as fn(String) -> Self),
             ("HAPAX_TEST_MARIADB", Self::Mariadb),
             ("HAPAX_TEST_REDIS", Self::Redis),
         ];

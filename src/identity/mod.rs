@@ -25,7 +25,7 @@
 //! | [`header`] | messages to which the producer gave an id | the producer chooses the id |
 //! | `json` (feature `json`) | the same, the id being in the payload | the payload is parsed |
 //! | [`record_key`] | messages whose key names them | a key often names a thing, not a message |
-//! | [`digest`] | messages that say different things | equal bodies collapse into one |
+//! | [`digest`](digest()) | messages that say different things | equal bodies collapse into one |
 //! | [`position`] | places in Kafka: redelivery only | what is produced again is new |
 //! | [`by`] | whatever your code finds | the same answer for every copy |
 //!

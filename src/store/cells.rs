@@ -1,4 +1,4 @@
-//! How a store that reads and swaps single records moves them by the rules of [`record`](crate::record).
+//! How a store that reads and swaps single records moves them by the rules of [`record`].
 //!
 //! A store brings three quick statements for what nothing contends (insert, finish, prolong), a read, and a compare-and-set.
 //! What the quick statements could not do is read, decided by the pure rules, and swapped; what lost a race is read again.

@@ -209,7 +209,7 @@ impl<'s, E: HandlerError, R: FnMut(usize, Finished<E>)> Lane<'s, E, R> {
         true
     }
 
-    /// Notes that a handler failed, with nothing else in hand while it waits. Answers as [`Each::run_chunk`] does.
+    /// Notes that a handler failed, with nothing else in hand while it waits. Answers as `Each::run_chunk` does.
     pub(super) async fn failed(&mut self, at: usize, failure: Failure<E>) -> Result<(usize, usize), Halted<E>> {
         self.release(at + 1);
         self.flush().await;

@@ -169,6 +169,8 @@ both! {
 
 /// Whether any statement waits for a row.
 async fn waits(kind: Kind, session: &mut crate::servers::Session) -> bool {
+    // MariaDB renews this table only when nobody has read it for 100 ms: who looks more often sees the same for ever.
+    tokio::time::sleep(Duration::from_millis(150)).await;
     let sql = match kind {
         Kind::Postgres => {
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%message_key%'"
@@ -233,7 +235,7 @@ async fn poll_times<F: Future>(future: F, times: usize) -> bool {
     let mut future = pin!(future);
     let waker = Waker::noop();
     for _ in 0..times {
-        if let Poll::Ready(_) = future.as_mut().poll(&mut Context::from_waker(waker)) {
+        if future.as_mut().poll(&mut Context::from_waker(waker)).is_ready() {
             return true;
         }
         tokio::time::sleep(Duration::from_millis(3)).await;

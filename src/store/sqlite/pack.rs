@@ -145,7 +145,7 @@ pub(super) fn line() -> String {
     )
 }
 
-/// Reads what [`line`] wrote; `None` if this crate did not write the records.
+/// Reads what [`line()`] wrote; `None` if this crate did not write the records.
 pub(super) fn parse(now: i64, line: Option<&str>) -> Option<Reading> {
     let records = line.unwrap_or_default().split(';').filter(|record| !record.is_empty()).map(parse_record);
     Some(Reading { now, records: records.collect::<Option<Vec<_>>>()? })
