@@ -60,6 +60,10 @@
 
 #[cfg(feature = "kafka")]
 pub mod consumer;
+#[cfg(feature = "simulator")]
+pub mod engine;
+#[cfg(all(feature = "kafka", not(feature = "simulator")))]
+mod engine;
 pub mod frontier;
 pub mod identity;
 #[cfg(feature = "kafka")]
