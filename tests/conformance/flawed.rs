@@ -47,6 +47,7 @@ pub enum Flaw {
     IgnoresMaxAttemptsAtClaim,
     IgnoresFingerprint,
     ConflictOnlyOnceSucceeded,
+    EndsAnotherMessage,
     EmptyResultIsNone,
     CutsResults,
     LosesResults,
@@ -303,6 +304,9 @@ impl Flawed {
                 *result = String::from_utf8_lossy(result).into_owned().into();
             }
             (Verdict::Succeeded { .. }, Flaw::LosesResults) => result_kept = false,
+            (Verdict::Failed { .. } | Verdict::Released | Verdict::Dead, Flaw::EndsAnotherMessage) => {
+                ask.sighting.fingerprint = record.map_or(ask.sighting.fingerprint, |record| record.fingerprint);
+            }
             _ => {}
         }
         let is_success = matches!(ask.verdict, Verdict::Succeeded { .. });

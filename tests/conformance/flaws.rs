@@ -53,6 +53,7 @@ const CAUGHT: &[(Flaw, &str)] = &[
     (Flaw::IgnoresMaxAttemptsAtClaim, "used_up_attempts_bury_at_the_claim"),
     (Flaw::IgnoresFingerprint, "another_fingerprint_is_a_conflict"),
     (Flaw::ConflictOnlyOnceSucceeded, "another_fingerprint_is_a_conflict"),
+    (Flaw::EndsAnotherMessage, "an_end_of_another_message_is_refused"),
     (Flaw::EmptyResultIsNone, "no_result_is_not_an_empty_result"),
     (Flaw::CutsResults, "kept_results_come_back"),
     (Flaw::LosesResults, "kept_results_come_back"),

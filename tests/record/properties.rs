@@ -271,13 +271,13 @@ impl Life {
 
     fn settle(&mut self, token: Token, verdict: Verdict, other_body: bool) -> Result<(), TestCaseError> {
         let before = self.record.clone();
-        let held = self.holds(token);
+        let another = before.as_ref().is_some_and(|before| before.fingerprint != sighting(other_body).fingerprint);
+        let held = self.holds(token) && !another;
         let attempt = before.as_ref().map_or(1, |before| before.attempts);
         let ask = Settle { sighting: sighting(other_body), token, attempt, verdict };
         let outcome = self.write(record::settle(before.as_ref(), &ask, self.now))?;
         let unchanged = self.record == before;
         if matches!(ask.verdict, Verdict::Succeeded { .. }) {
-            let another = before.as_ref().is_some_and(|before| before.fingerprint != ask.sighting.fingerprint);
             prop_assert_eq!(outcome == SettleOutcome::Refused, another, "a success forgotten, or another's remembered");
             prop_assert!(another || self.succeeded());
             prop_assert!(!another || unchanged);
@@ -312,7 +312,7 @@ impl Life {
                     other => prop_assert!(false, "{other:?}"),
                 }
             }
-            let current = before.as_ref().is_some_and(|before| before.token() == token);
+            let current = before.as_ref().is_some_and(|before| before.token() == token) && !another;
             let want = match (before.as_ref().map(|before| before.state), &ask.verdict) {
                 // Checked above.
                 _ if held => outcome,

@@ -94,6 +94,7 @@ cases! {
     settles::a_late_success_undoes_death: "a success of a message given up meanwhile is remembered",
     settles::a_forgotten_success_is_remembered: "a success whose record was lost is remembered whole, and flagged",
     settles::a_success_of_another_message_is_refused: "a success never lands on a record with another fingerprint",
+    settles::an_end_of_another_message_is_refused: "failing, releasing and giving up never land on a record with another fingerprint",
     settles::a_stale_failure_is_refused: "an owner whose claim was taken over cannot fail it",
     settles::a_stale_release_is_refused: "an owner whose claim was taken over cannot release it",
     settles::a_stale_giving_up_is_refused: "an owner whose claim was taken over cannot give it up",

@@ -10,13 +10,26 @@ use super::ground::{Check, Ground, LONG, SHORT, another, attempts, ensure, same}
 use super::pasts::{one_of_each, same_record};
 use crate::record::{self, ClaimOutcome, ExtendOutcome, Fence, SettleOutcome, Sighting, State, Terms, Token, Verdict};
 
+/// The same claim, as a message would hold it that says something else.
+fn another_message(held: Held) -> Held {
+    let fingerprint = another(held.message.fingerprint);
+    Held { message: Sighting { fingerprint, ..held.message }, ..held }
+}
+
 /// Settles one message of each past with current and stale tokens, and compares with the pure record.
 async fn follows(ground: &Ground, verdict: impl Fn() -> Verdict + Send) -> Check {
-    for who in ["the current token", "the first claim's token", "the right fence of a wrong owner", "a wrong fence"] {
+    for who in [
+        "the current token",
+        "the current token of another message",
+        "the first claim's token",
+        "the right fence of a wrong owner",
+        "a wrong fence",
+    ] {
         let stories = one_of_each(ground, &*ground.store).await?;
         let stranger = ground.owner();
         let holder = |story: &super::pasts::Story| match who {
             "the current token" => story.current(),
+            "the current token of another message" => another_message(story.current()),
             "the first claim's token" => story.first.clone(),
             "a wrong fence" => story.wrong_fence(),
             _ => story.foreign(stranger),
@@ -183,6 +196,23 @@ pub(super) async fn a_success_of_another_message_is_refused(ground: Ground) -> C
         &SettleOutcome::Refused,
     )?;
     same("the record after that", &known(&*ground.store, &message).await?, &stands)
+}
+
+/// A store that forgot a record may have granted its identity to another message since, to the same owner and so with an equal token.
+pub(super) async fn an_end_of_another_message_is_refused(ground: Ground) -> Check {
+    let message = ground.message();
+    let held = acquire(&*ground.store, &ground.terms(), &message).await?;
+    let liar = another_message(held.clone());
+    for moment in ["while it is handled", "after it failed"] {
+        let stands = known(&*ground.store, &message).await?;
+        for verdict in [failed(Duration::ZERO), failed_for_good(), Verdict::Released, Verdict::Dead] {
+            let what = format!("{verdict:?} of another message with an equal token, {moment}");
+            same(&what, &settle(&*ground.store, &liar, verdict).await?, &SettleOutcome::Refused)?;
+            same("the record after that", &known(&*ground.store, &message).await?, &stands)?;
+        }
+        settled(&*ground.store, &held, failed(LONG)).await?;
+    }
+    Ok(())
 }
 
 /// What a stale owner asks for must be refused while the taker holds, and after it has failed.

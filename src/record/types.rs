@@ -1,27 +1,4 @@
-//! One record's life: states, moves and what each answers. Pure: no clock, no I/O.
-//!
-//! ```text
-//!                  claim                     succeed
-//!    (none) ──────────────▶ processing ─────────────────▶ succeeded     final
-//!                            ▲    │ fail, release ▲
-//!                   claim    │    ▼               │ success reported late
-//!                            └─ failed            │
-//!                                 │ attempts used up, or fatal
-//!                                 └────────────────────▶ dead           final until requeued
-//! ```
-//!
-//! Every function takes the record as a store read it, and the time on the store's clock, and answers
-//! with an outcome and the record to write instead, if any. A store writes that only where
-//! nothing changed meanwhile (see [`Record::stamp`]), and reads again otherwise.
-//!
-//! The rules, shown by the model checker in `tests/record`:
-//!
-//! - The fence grows with every claim by another owner, and never falls.
-//! - Claiming is re-entrant: the owner of a claim that asks again gets the same claim.
-//! - Attempts are counted by the claim, before the handler runs.
-//! - Failing, releasing and extending are rights of the current token. Success is a fact: it is remembered
-//!   whoever reports it, and flagged when it came late.
-//! - Succeeded is never undone.
+//! What a record is, what is asked of it, and what it answers.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -89,7 +66,7 @@ impl Fence {
         self.0
     }
 
-    fn next(self) -> Self {
+    pub(super) fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 }
@@ -274,11 +251,11 @@ impl Record {
         Stamp { state: self.state.code(), owner: self.owner, fence: self.fence, time: self.state.time() }
     }
 
-    fn is_held_by(&self, token: Token) -> bool {
+    pub(super) fn is_held_by(&self, token: Token) -> bool {
         matches!(self.state, State::Processing { .. }) && self.token() == token
     }
 
-    fn seen(&self) -> Seen {
+    pub(super) fn seen(&self) -> Seen {
         Seen { origin: self.origin.clone(), at: self.state.time() }
     }
 }
@@ -447,198 +424,11 @@ pub struct Step<T> {
 }
 
 impl<T> Step<T> {
-    const fn keep(outcome: T) -> Self {
+    pub(super) const fn keep(outcome: T) -> Self {
         Self { outcome, write: None }
     }
 
-    const fn write(outcome: T, record: Record) -> Self {
+    pub(super) const fn write(outcome: T, record: Record) -> Self {
         Self { outcome, write: Some(record) }
-    }
-}
-
-/// Adds a duration to a time on a store's clock; saturates.
-#[must_use]
-pub fn after(now: Millis, duration: Duration) -> Millis {
-    now.saturating_add(millis(duration))
-}
-
-/// A duration in whole milliseconds, at most [`LONGEST`].
-#[must_use]
-pub fn millis(duration: Duration) -> Millis {
-    Millis::try_from(duration.as_millis()).map_or(LONGEST, |millis| millis.min(LONGEST))
-}
-
-fn until(now: Millis, then: Millis) -> Duration {
-    Duration::from_millis(u64::try_from(then.saturating_sub(now)).unwrap_or(0))
-}
-
-/// The record of a message that nothing is known of, claimed.
-#[must_use]
-pub fn first_claim(sighting: &Sighting, terms: &Terms, now: Millis) -> (Grant, Record) {
-    let record = Record {
-        state: State::Processing { until: after(now, terms.lease) },
-        owner: terms.owner,
-        fence: Fence::FIRST,
-        attempts: 1,
-        fingerprint: sighting.fingerprint,
-        origin: sighting.origin.clone(),
-        result: None,
-    };
-    (Grant { token: record.token(), attempt: 1, took_over: false }, record)
-}
-
-/// Decides a claim.
-#[must_use]
-pub fn claim(record: Option<&Record>, sighting: &Sighting, terms: &Terms, now: Millis) -> Step<ClaimOutcome> {
-    let Some(record) = record else {
-        let (grant, record) = first_claim(sighting, terms, now);
-        return Step::write(ClaimOutcome::Acquired(grant), record);
-    };
-    if record.fingerprint != sighting.fingerprint {
-        return Step::keep(ClaimOutcome::Conflict { first: record.seen() });
-    }
-    match record.state {
-        State::Succeeded { .. } => {
-            Step::keep(ClaimOutcome::Duplicate { result: record.result.clone(), first: record.seen() })
-        }
-        State::Dead { .. } => Step::keep(ClaimOutcome::Dead { attempts: record.attempts }),
-        State::Processing { until: end } if record.owner == terms.owner => {
-            let grant = Grant { token: record.token(), attempt: record.attempts, took_over: false };
-            let longer = after(now, terms.lease).max(end);
-            let mut held = record.clone();
-            held.state = State::Processing { until: longer };
-            Step { outcome: ClaimOutcome::Acquired(grant), write: (longer != end).then_some(held) }
-        }
-        State::Processing { until: end } if end > now => {
-            Step::keep(ClaimOutcome::InFlight { remaining: until(now, end) })
-        }
-        State::Failed { due } if due > now => Step::keep(ClaimOutcome::NotDue { remaining: until(now, due) }),
-        State::Processing { .. } | State::Failed { .. } => again(record, terms, now),
-    }
-}
-
-/// Claims a record that is free: failed and due, or its lease ran out.
-fn again(record: &Record, terms: &Terms, now: Millis) -> Step<ClaimOutcome> {
-    let mut next = record.clone();
-    if record.attempts >= terms.max_attempts.get() {
-        next.state = State::Dead { at: now };
-        return Step::write(ClaimOutcome::Dead { attempts: record.attempts }, next);
-    }
-    next.state = State::Processing { until: after(now, terms.lease) };
-    next.owner = terms.owner;
-    next.fence = record.fence.next();
-    next.attempts = record.attempts.saturating_add(1);
-    let grant = Grant {
-        token: next.token(),
-        attempt: next.attempts,
-        took_over: matches!(record.state, State::Processing { .. }),
-    };
-    Step::write(ClaimOutcome::Acquired(grant), next)
-}
-
-/// Decides how a claim ends.
-#[must_use]
-pub fn settle(record: Option<&Record>, ask: &Settle, now: Millis) -> Step<SettleOutcome> {
-    match &ask.verdict {
-        Verdict::Succeeded { result } => succeed(record, ask, result.as_ref(), now),
-        Verdict::Failed { retry_in, max_attempts } => {
-            let Some(record) = record else { return Step::keep(SettleOutcome::Refused) };
-            let used_up = record.attempts >= max_attempts.get();
-            let (state, outcome) = if used_up {
-                (State::Dead { at: now }, SettleOutcome::Buried)
-            } else {
-                (State::Failed { due: after(now, *retry_in) }, SettleOutcome::Settled)
-            };
-            end(record, ask.token, state, record.attempts, outcome)
-        }
-        Verdict::Released => {
-            let Some(record) = record else { return Step::keep(SettleOutcome::Refused) };
-            let state = State::Failed { due: now };
-            end(record, ask.token, state, record.attempts.saturating_sub(1), SettleOutcome::Settled)
-        }
-        Verdict::Dead => {
-            let Some(record) = record else { return Step::keep(SettleOutcome::Refused) };
-            end(record, ask.token, State::Dead { at: now }, record.attempts, SettleOutcome::Settled)
-        }
-    }
-}
-
-/// Ends a claim without success: a right of the current token. Asking again changes nothing.
-fn end(record: &Record, token: Token, state: State, attempts: u32, outcome: SettleOutcome) -> Step<SettleOutcome> {
-    if record.is_held_by(token) {
-        let mut next = record.clone();
-        next.state = state;
-        next.attempts = attempts;
-        return Step::write(outcome, next);
-    }
-    match record.state {
-        State::Failed { .. } if record.token() == token => Step::keep(SettleOutcome::Settled),
-        State::Dead { .. } if record.token() == token => Step::keep(match outcome {
-            SettleOutcome::Settled if matches!(state, State::Failed { .. }) => SettleOutcome::Buried,
-            other => other,
-        }),
-        _ => Step::keep(SettleOutcome::Refused),
-    }
-}
-
-fn succeed(record: Option<&Record>, ask: &Settle, result: Option<&Bytes>, now: Millis) -> Step<SettleOutcome> {
-    let Some(record) = record else {
-        // Forgotten (evicted, expired, lost in a failover): the effect happened all the same.
-        let record = Record {
-            state: State::Succeeded { at: now, late: true },
-            owner: ask.token.owner,
-            fence: ask.token.fence,
-            attempts: ask.attempt,
-            fingerprint: ask.sighting.fingerprint,
-            origin: ask.sighting.origin.clone(),
-            result: result.cloned(),
-        };
-        return Step::write(SettleOutcome::Late, record);
-    };
-    if record.fingerprint != ask.sighting.fingerprint {
-        // Forgotten, and another message took the identity since.
-        return Step::keep(SettleOutcome::Refused);
-    }
-    if let State::Succeeded { late, .. } = record.state {
-        let mine = record.token() == ask.token && !late;
-        return Step::keep(if mine { SettleOutcome::Settled } else { SettleOutcome::Late });
-    }
-    let late = !record.is_held_by(ask.token);
-    let mut next = record.clone();
-    next.state = State::Succeeded { at: now, late };
-    next.result = result.cloned();
-    let outcome = if late { SettleOutcome::Late } else { SettleOutcome::Settled };
-    Step::write(outcome, next)
-}
-
-/// Decides whether a claim goes on.
-#[must_use]
-pub fn extend(record: Option<&Record>, ask: &Extend, now: Millis) -> Step<ExtendOutcome> {
-    match record {
-        Some(record) if record.is_held_by(ask.token) => {
-            let longer = after(now, ask.lease).max(record.state.time());
-            let mut next = record.clone();
-            next.state = State::Processing { until: longer };
-            Step { outcome: ExtendOutcome::Held, write: (next.state != record.state).then_some(next) }
-        }
-        _ => Step::keep(ExtendOutcome::Lost),
-    }
-}
-
-/// Brings a dead record back: due at once, attempts forgotten, every earlier token stale.
-#[must_use]
-pub fn requeue(record: Option<&Record>, now: Millis) -> Step<RequeueOutcome> {
-    match record {
-        None => Step::keep(RequeueOutcome::Unknown),
-        Some(record) => match record.state {
-            State::Dead { .. } => {
-                let mut next = record.clone();
-                next.state = State::Failed { due: now };
-                next.fence = record.fence.next();
-                next.attempts = 0;
-                Step::write(RequeueOutcome::Requeued, next)
-            }
-            _ => Step::keep(RequeueOutcome::NotDead),
-        },
     }
 }
