@@ -70,6 +70,7 @@ pub mod identity;
 mod kafka;
 mod level;
 pub mod message;
+pub mod observe;
 pub mod record;
 mod retry;
 pub mod store;
