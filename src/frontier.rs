@@ -61,6 +61,11 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// Which of its epoch's messages it is.
+    pub(crate) const fn place(self) -> u64 {
+        self.place
+    }
+
     /// The epoch it was delivered in.
     #[must_use]
     pub const fn epoch(self) -> Epoch {
@@ -167,6 +172,12 @@ impl Frontier {
     #[must_use]
     pub fn unfinished(&self) -> usize {
         self.ring.len() - self.finished
+    }
+
+    /// How many messages were delivered from the first unfinished one on: what it takes to remember them.
+    #[must_use]
+    pub fn span(&self) -> usize {
+        self.ring.len()
     }
 
     /// The offset of the last message delivered.

@@ -1,0 +1,108 @@
+//! Lanes: messages that wait for each other. One for each partition, or for each key in it, as the order says.
+
+use std::collections::VecDeque;
+
+use super::table::{Member, NONE, Phase, Table};
+use crate::frontier::Slot;
+
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    /// Index of its partition.
+    pub(super) part: u32,
+    /// What the partition knows it by.
+    pub(super) hash: u64,
+    /// In the order delivered. Those whose handlers are over leave at the front.
+    pub(super) members: VecDeque<Member>,
+    /// Those of them whose turn to be claimed will come, in the same order.
+    pub(super) pending: VecDeque<Member>,
+    /// Members that are claimed, or run.
+    pub(super) active: usize,
+    /// It is listed as one that has something to claim.
+    pub(super) filed: bool,
+    /// A chain of it runs.
+    pub(super) running: bool,
+    /// It is listed as one that may start.
+    pub(super) listed: bool,
+    /// Places of members that wait: those behind them are not claimed.
+    pub(super) stalled: Vec<u64>,
+}
+
+impl Lane {
+    /// Whether a message of it has to wait for an earlier one that waits itself.
+    pub(super) fn is_behind_stall(&self, slot: Slot) -> bool {
+        self.stalled.iter().any(|place| *place < slot.place())
+    }
+
+    /// Puts a member where its turn comes before that of those behind it.
+    pub(super) fn put_back(&mut self, member: Member) {
+        let at = self.pending.iter().position(|other| other.slot.place() > member.slot.place());
+        self.pending.insert(at.unwrap_or(self.pending.len()), member);
+    }
+
+    /// Whether its first pending member may be claimed.
+    pub(super) fn has_claimable(&self) -> bool {
+        self.pending.front().is_some_and(|member| !self.is_behind_stall(member.slot))
+    }
+}
+
+/// All lanes, by number.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    list: Vec<Lane>,
+    free: Vec<u32>,
+}
+
+impl Lanes {
+    pub(super) fn open(&mut self, part: u32, hash: u64) -> u32 {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.list.push(Lane::default());
+            u32::try_from(self.list.len() - 1).unwrap_or(NONE)
+        });
+        if let Some(lane) = self.list.get_mut(id as usize) {
+            lane.part = part;
+            lane.hash = hash;
+        }
+        id
+    }
+
+    /// Gives a number back. Nothing of the lane may run.
+    pub(super) fn close(&mut self, id: u32) {
+        if let Some(lane) = self.list.get_mut(id as usize) {
+            *lane = Lane::default();
+            self.free.push(id);
+        }
+    }
+
+    pub(super) fn get(&self, id: u32) -> Option<&Lane> {
+        self.list.get(id as usize)
+    }
+
+    pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Lane> {
+        self.list.get_mut(id as usize)
+    }
+
+    /// The lanes of these partitions.
+    pub(super) fn of(&mut self, parts: &[u32]) -> impl Iterator<Item = &mut Lane> {
+        self.list.iter_mut().filter(|lane| parts.contains(&lane.part))
+    }
+
+    /// Lets those whose handlers are over leave at the front. Answers whether the first that is left may start.
+    pub(super) fn advance(&mut self, id: u32, table: &Table) -> bool {
+        let Some(lane) = self.list.get_mut(id as usize) else { return false };
+        while let Some(member) = lane.members.front()
+            && member.is_passed(table, id)
+        {
+            lane.members.pop_front();
+        }
+        if lane.running || lane.listed {
+            return false;
+        }
+        let waits = |member: &&Member| !member.is_passed(table, id) && !is_passable(table, member);
+        lane.members.iter().find(waits).is_some_and(|member| table.phase(member.ticket) == Phase::Ready)
+    }
+}
+
+/// Whether those behind it may run although it has not come out.
+pub(super) fn is_passable(table: &Table, member: &Member) -> bool {
+    matches!(table.phase(member.ticket), Phase::Twin { passable: true })
+}

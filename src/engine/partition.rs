@@ -1,0 +1,155 @@
+//! One partition, for one assignment epoch: its frontier, what of it is committed, whether it is paused.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::event::{Assigned, Position, Time};
+use super::{Config, Flaw, PartitionState};
+use crate::frontier::Frontier;
+
+/// A partition that stays full for this long is paused. Pausing costs: librdkafka throws away what it had fetched.
+pub(super) const PATIENCE: Duration = Duration::from_millis(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Ours: messages come and go.
+    Live,
+    /// About to go: nothing is begun, what ends counts.
+    Draining,
+    /// Gone: what ends moves nothing.
+    Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Intake {
+    Open,
+    Full(Time),
+    Paused,
+}
+
+#[derive(Debug)]
+pub(super) struct Partition {
+    pub(super) topic: Arc<str>,
+    pub(super) partition: i32,
+    pub(super) frontier: Frontier,
+    pub(super) stage: Stage,
+    /// Messages that are more than waiting: claimed, running, being settled.
+    pub(super) in_hand: usize,
+    /// By hash of the record key.
+    pub(super) lanes: HashMap<u64, u32, foldhash::fast::RandomState>,
+    /// Handed over for committing; the broker may not have answered yet.
+    sent: Option<i64>,
+    /// What the broker said yes to.
+    committed: Option<i64>,
+    intake: Intake,
+    /// One above the highest offset that finished, for [`Flaw::CommitPastGap`] and [`Flaw::LateResultsCount`] alone.
+    highest: Option<i64>,
+}
+
+impl Partition {
+    pub(super) fn new(assigned: Assigned) -> Self {
+        let Assigned { topic, partition, epoch, committed } = assigned;
+        Self {
+            topic,
+            partition,
+            frontier: Frontier::new(epoch),
+            stage: Stage::Live,
+            in_hand: 0,
+            lanes: HashMap::default(),
+            sent: committed,
+            committed,
+            intake: Intake::Open,
+            highest: None,
+        }
+    }
+
+    /// Notes an offset finished that a flawed engine counts.
+    pub(super) fn finished_beyond(&mut self, offset: i64) {
+        self.highest = self.highest.max(Some(offset + 1));
+    }
+
+    fn committable(&self, config: &Config) -> Option<i64> {
+        if config.has(Flaw::CommitPastGap) || config.has(Flaw::LateResultsCount) {
+            return self.frontier.committable().max(self.highest);
+        }
+        self.frontier.committable()
+    }
+
+    fn position(&self, offset: i64) -> Position {
+        Position { topic: Arc::clone(&self.topic), partition: self.partition, epoch: self.frontier.epoch(), offset }
+    }
+
+    /// What may be committed and was not handed over; notes it handed over.
+    pub(super) fn take_due(&mut self, config: &Config) -> Option<Position> {
+        let offset = self.committable(config).filter(|offset| Some(*offset) > self.sent)?;
+        self.sent = Some(offset);
+        Some(self.position(offset))
+    }
+
+    /// What may be committed and the broker has not said yes to.
+    pub(super) fn unconfirmed(&self, config: &Config) -> Option<Position> {
+        let offset = self.committable(config).filter(|offset| Some(*offset) > self.committed)?;
+        Some(self.position(offset))
+    }
+
+    /// The broker answered.
+    pub(super) fn answered(&mut self, offset: i64, accepted: bool) {
+        if accepted {
+            self.committed = self.committed.max(Some(offset));
+            self.sent = self.sent.max(self.committed);
+        } else if self.sent == Some(offset) {
+            self.sent = self.committed;
+        }
+    }
+
+    /// Decides about back-pressure. `Some(true)`: pause it now; `Some(false)`: resume it.
+    pub(super) fn flow(&mut self, now: Time, config: &Config, is_down: bool) -> Option<bool> {
+        let unfinished = self.frontier.unfinished();
+        let span = self.frontier.span();
+        let full = is_down || unfinished >= config.partition_messages || span >= config.span;
+        match self.intake {
+            Intake::Paused => {
+                let roomy = !is_down && unfinished <= config.partition_messages / 2 && span <= config.span / 2;
+                if roomy {
+                    self.intake = Intake::Open;
+                }
+                roomy.then_some(false)
+            }
+            _ if !full => {
+                self.intake = Intake::Open;
+                None
+            }
+            Intake::Open => {
+                self.intake = Intake::Full(now);
+                None
+            }
+            Intake::Full(since) if now >= since + PATIENCE => {
+                self.intake = Intake::Paused;
+                Some(true)
+            }
+            Intake::Full(_) => None,
+        }
+    }
+
+    /// When [`flow`](Self::flow) may decide something without an event.
+    pub(super) fn wake_at(&self) -> Option<Time> {
+        match self.intake {
+            Intake::Full(since) => Some(since + PATIENCE),
+            Intake::Open | Intake::Paused => None,
+        }
+    }
+
+    pub(super) fn state(&self) -> PartitionState {
+        PartitionState {
+            topic: Arc::clone(&self.topic),
+            partition: self.partition,
+            epoch: self.frontier.epoch(),
+            unfinished: self.frontier.unfinished(),
+            committable: self.frontier.committable(),
+            committed: self.committed,
+            delivered: self.frontier.delivered(),
+            paused: self.intake == Intake::Paused,
+        }
+    }
+}

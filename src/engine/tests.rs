@@ -1,0 +1,307 @@
+//! The engine, step by step. What happens in a world full of faults is the simulator's to find out.
+
+use super::*;
+use crate::identity::Fingerprint;
+
+fn ms(n: u64) -> Time {
+    Time::from_millis(n)
+}
+
+/// An engine with one partition for each epoch, and what it said.
+struct Bench {
+    engine: Engine,
+    now: Time,
+    said: Vec<Command>,
+    next: u32,
+}
+
+impl Bench {
+    fn new(config: Config, partitions: u64) -> Self {
+        let mut bench = Self { engine: Engine::new(config), now: Time::ZERO, said: Vec::new(), next: 0 };
+        let assigned = |n| Assigned {
+            topic: "orders".into(),
+            partition: i32::try_from(n).unwrap(),
+            epoch: Epoch::new(n),
+            committed: None,
+        };
+        bench.tell(Event::Assigned((1..=partitions).map(assigned).collect()));
+        bench
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.said.clear();
+        self.engine.handle(self.now, event, &mut self.said);
+    }
+
+    fn at(&mut self, now: Time) {
+        self.now = now;
+        self.tell(Event::Tick);
+    }
+
+    /// Delivers messages as (offset, key of the lane, identity).
+    fn deliver(&mut self, epoch: u64, messages: &[(i64, u64, u8)]) -> Vec<Ticket> {
+        let arrivals: Vec<Arrival> = messages
+            .iter()
+            .map(|(offset, lane, id)| {
+                let ticket = Ticket(self.next);
+                self.next += 1;
+                let subject =
+                    Subject::Known { key: Key::from_bytes([*id; 16]), fingerprint: Fingerprint::from_bytes([0; 16]) };
+                Arrival { ticket, epoch: Epoch::new(epoch), offset: *offset, lane: Some(*lane), bytes: 1, subject }
+            })
+            .collect();
+        let tickets = arrivals.iter().map(|arrival| arrival.ticket).collect();
+        self.tell(Event::Delivered(arrivals));
+        tickets
+    }
+
+    fn claims(&self) -> Vec<Ticket> {
+        self.said
+            .iter()
+            .flat_map(|said| if let Command::Claim(tickets) = said { tickets.clone() } else { vec![] })
+            .collect()
+    }
+
+    fn starts(&self) -> Vec<(Ticket, bool)> {
+        let starts = |said: &Command| if let Command::Run(starts) = said { starts.clone() } else { vec![] };
+        self.said.iter().flat_map(starts).map(|start| (start.ticket, start.chained)).collect()
+    }
+
+    fn settles(&self) -> Vec<(Ticket, Verdict)> {
+        self.said.iter().flat_map(|said| if let Command::Settle(told) = said { told.clone() } else { vec![] }).collect()
+    }
+
+    fn finished(&self) -> Vec<(Ticket, Ending)> {
+        self.said.iter().flat_map(|said| if let Command::Finished(own) = said { own.clone() } else { vec![] }).collect()
+    }
+
+    fn commits(&self) -> Vec<i64> {
+        let offsets = |own: &[Position]| own.iter().map(|position| position.offset).collect::<Vec<_>>();
+        self.said.iter().flat_map(|said| if let Command::Commit(own) = said { offsets(own) } else { vec![] }).collect()
+    }
+
+    fn grant(&mut self, tickets: &[Ticket]) {
+        self.tell(Event::Claimed(tickets.iter().map(|ticket| (*ticket, Answer::Acquired { attempt: 1 })).collect()));
+    }
+
+    fn ran(&mut self, how: Ran, tickets: &[Ticket]) {
+        self.tell(Event::Ran(tickets.iter().map(|ticket| (*ticket, how)).collect()));
+    }
+
+    fn record(&mut self) {
+        let told = self.settles();
+        self.tell(Event::Settled(told.into_iter().map(|(ticket, _)| (ticket, Settled::Recorded)).collect()));
+    }
+}
+
+#[test]
+fn a_message_from_delivery_to_commit() {
+    let mut bench = Bench::new(Config::default(), 1);
+    let tickets = bench.deliver(1, &[(3, 0, 1), (9, 0, 2)]);
+    assert_eq!(bench.claims(), tickets, "claimed together");
+    bench.grant(&tickets);
+    assert_eq!(bench.starts(), [(tickets[0], false), (tickets[1], true)], "one chain, in order");
+    bench.ran(Ran::Succeeded, &tickets[..1]);
+    assert_eq!(bench.settles(), [(tickets[0], Verdict::Succeeded)]);
+    assert!(bench.finished().is_empty(), "not before the store has heard");
+    bench.record();
+    assert_eq!(bench.finished(), [(tickets[0], Ending::Handled)]);
+    assert!(bench.commits().is_empty(), "not before its time");
+    bench.at(ms(1_000));
+    assert_eq!(bench.commits(), [4]);
+    bench.ran(Ran::Succeeded, &tickets[1..]);
+    bench.record();
+    bench.at(ms(2_500));
+    assert!(bench.commits().is_empty(), "the broker owes an answer");
+    let position = Position { topic: "orders".into(), partition: 1, epoch: Epoch::new(1), offset: 4 };
+    bench.tell(Event::Committed { positions: vec![position], accepted: false });
+    assert_eq!(bench.commits(), [10], "a refused commit is made up for by the next");
+    assert_eq!(bench.engine.snapshot().unfinished, 0);
+}
+
+#[test]
+fn a_failed_message_holds_its_key_and_no_other() {
+    let config = Config { order: Order::Key, concurrency: 8, ..Config::default() };
+    let mut bench = Bench::new(config, 1);
+    let t = bench.deliver(1, &[(0, 7, 1), (1, 7, 2), (2, 8, 3)]);
+    assert_eq!(bench.claims().len(), 3);
+    bench.grant(&t);
+    assert_eq!(bench.starts(), [(t[0], false), (t[1], true), (t[2], false)]);
+    bench.tell(Event::Ran(vec![(t[0], Ran::Failed { retry_in: ms(100) }), (t[1], Ran::NotBegun)]));
+    let told = [(t[0], Verdict::Failed { retry_in: ms(100) }), (t[1], Verdict::Released)];
+    assert_eq!(bench.settles(), told, "what is behind it is given back");
+    bench.record();
+    assert!(bench.claims().is_empty(), "t1 is behind t0, which waits");
+    bench.ran(Ran::Succeeded, &t[2..]);
+    bench.record();
+    assert_eq!(bench.finished(), [(t[2], Ending::Handled)]);
+    assert_eq!(bench.engine.wake_at(), Some(ms(100)));
+    bench.at(ms(100));
+    assert_eq!(bench.claims(), t[..2]);
+    bench.tell(Event::Claimed(vec![(t[0], Answer::Acquired { attempt: 2 }), (t[1], Answer::Acquired { attempt: 1 })]));
+    assert_eq!(bench.starts(), [(t[0], false), (t[1], true)]);
+    bench.ran(Ran::Succeeded, &t[..2]);
+    bench.record();
+    assert_eq!(bench.finished().len(), 2);
+}
+
+#[test]
+fn of_two_with_one_identity_the_second_waits_for_the_first() {
+    let mut bench = Bench::new(Config { order: Order::Unordered, ..Config::default() }, 1);
+    let t = bench.deliver(1, &[(0, 1, 5), (1, 2, 5), (2, 3, 6)]);
+    assert_eq!(bench.claims(), [t[0], t[2]]);
+    bench.grant(&[t[0], t[2]]);
+    bench.ran(Ran::Succeeded, &[t[0], t[2]]);
+    bench.record();
+    assert!(bench.finished().contains(&(t[1], Ending::SameId)), "{:?}", bench.finished());
+}
+
+#[test]
+fn slow_lanes_leave_nothing_claimed_behind_them() {
+    let mut bench = Bench::new(Config { concurrency: 100, ..Config::default() }, 2);
+    let first = bench.deliver(1, &[(0, 0, 1)]);
+    bench.grant(&first);
+    bench.now = ms(10_000);
+    bench.ran(Ran::Succeeded, &first);
+    bench.record();
+    let messages: Vec<(i64, u64, u8)> = (1..50).map(|n| (i64::from(n), 0, n)).collect();
+    let t = bench.deliver(1, &messages);
+    assert_eq!(bench.claims(), t[..1], "ten seconds each: one that a handler is free for, and none ahead");
+    bench.grant(&t[..1]);
+    assert!(bench.claims().is_empty());
+}
+
+#[test]
+fn revoked_partitions_are_drained_and_lost_ones_commit_nothing() {
+    for lost in [false, true] {
+        let mut bench = Bench::new(Config { concurrency: 1, ..Config::default() }, 1);
+        let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2), (2, 0, 3)]);
+        bench.grant(&t);
+        bench.ran(Ran::Succeeded, &t[..1]);
+        bench.record();
+        bench.tell(Event::Revoke { epochs: vec![Epoch::new(1)], lost, by: ms(500) });
+        let answered = |said: &Command| match said {
+            Command::Revoked { commit, .. } => Some(commit.iter().map(|p| p.offset).collect::<Vec<_>>()),
+            _ => None,
+        };
+        assert_eq!(bench.said.iter().find_map(answered), lost.then(Vec::new), "waits for what runs, unless lost");
+        bench.tell(Event::Ran(vec![(t[1], Ran::Succeeded), (t[2], Ran::NotBegun)]));
+        assert_eq!(bench.settles(), [(t[1], Verdict::Succeeded), (t[2], Verdict::Released)]);
+        bench.record();
+        assert_eq!(bench.said.iter().find_map(answered), (!lost).then(|| vec![2]));
+        assert!(bench.said.iter().any(|said| matches!(said, Command::Dropped(own) if own == &t[2..])));
+        assert_eq!(bench.engine.snapshot(), Snapshot::default());
+    }
+}
+
+#[test]
+fn handlers_that_do_not_end_in_time_are_dropped() {
+    let mut bench = Bench::new(Config::default(), 1);
+    let t = bench.deliver(1, &[(0, 0, 1)]);
+    bench.grant(&t);
+    bench.tell(Event::Close { by: ms(500) });
+    assert_eq!(bench.engine.wake_at(), Some(ms(500)));
+    bench.at(ms(500));
+    assert!(bench.said.iter().any(|said| matches!(said, Command::Abort(own) if *own == t)), "{:?}", bench.said);
+    assert!(bench.said.iter().any(|said| matches!(said, Command::Closed { left: 1, .. })), "{:?}", bench.said);
+    bench.ran(Ran::Aborted, &t);
+    assert_eq!(bench.settles(), [(t[0], Verdict::Failed { retry_in: Time::ZERO })]);
+}
+
+#[test]
+fn what_was_begun_again_and_again_runs_alone() {
+    let mut bench = Bench::new(Config { order: Order::Unordered, max_attempts: 4, ..Config::default() }, 1);
+    let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2)]);
+    bench.tell(Event::Claimed(vec![(t[0], Answer::Acquired { attempt: 3 }), (t[1], Answer::Acquired { attempt: 1 })]));
+    assert!(bench.starts().is_empty(), "{:?}", bench.said);
+    assert_eq!(bench.settles(), [(t[0], Verdict::Released), (t[1], Verdict::Released)]);
+    bench.record();
+    assert_eq!(bench.claims(), t[..1], "alone");
+    bench.tell(Event::Claimed(vec![(t[0], Answer::Acquired { attempt: 3 })]));
+    assert_eq!(bench.starts(), [(t[0], false)]);
+    bench.ran(Ran::Succeeded, &t[..1]);
+    bench.record();
+    assert_eq!(bench.claims(), t[1..], "the others after it");
+}
+
+#[test]
+fn a_store_that_is_away_is_asked_again_with_one_message() {
+    let mut bench = Bench::new(Config { order: Order::Unordered, ..Config::default() }, 1);
+    let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2)]);
+    bench.tell(Event::ClaimFailed { tickets: t.clone(), random: 0 });
+    assert!(bench.claims().is_empty() && bench.engine.snapshot().store_down);
+    bench.at(ms(25));
+    assert_eq!(bench.claims(), t[..1]);
+    assert!(bench.said.iter().any(|said| matches!(said, Command::Pause(_))), "{:?}", bench.said);
+    bench.grant(&t[..1]);
+    assert_eq!(bench.claims(), t[1..]);
+    assert!(bench.said.iter().any(|said| matches!(said, Command::Resume(_))), "{:?}", bench.said);
+}
+
+#[test]
+fn what_is_down_burns_no_attempts() {
+    let mut bench = Bench::new(Config { order: Order::Unordered, ..Config::default() }, 1);
+    let t = bench.deliver(1, &[(0, 0, 1)]);
+    bench.grant(&t);
+    bench.ran(Ran::Unavailable { random: 0 }, &t);
+    assert_eq!(bench.settles(), [(t[0], Verdict::Released)]);
+    bench.record();
+    let late = bench.deliver(1, &[(1, 0, 2)]);
+    assert!(bench.claims().is_empty());
+    bench.at(ms(25));
+    assert_eq!(bench.claims().len(), 1, "one to try it with");
+    let tried = bench.claims();
+    bench.grant(&tried);
+    bench.ran(Ran::Succeeded, &tried);
+    assert_eq!(bench.claims().len(), 1, "it is back");
+    assert_eq!(late.len(), 1);
+}
+
+#[test]
+fn a_dead_letter_is_acknowledged_before_the_settle() {
+    let config = Config { on_dead: OnDead::Letter, max_attempts: 2, ..Config::default() };
+    let mut bench = Bench::new(config, 1);
+    let t = bench.deliver(1, &[(0, 0, 1)]);
+    bench.grant(&t);
+    bench.ran(Ran::Fatal, &t);
+    assert!(bench.settles().is_empty());
+    assert!(bench.said.iter().any(|said| matches!(said, Command::DeadLetter(own) if own == &[(t[0], Cause::Fatal)])));
+    bench.tell(Event::DeadLetterFailed { tickets: t.clone(), random: 0 });
+    assert!(bench.settles().is_empty());
+    bench.at(ms(25));
+    assert!(bench.said.iter().any(|said| matches!(said, Command::DeadLetter(_))), "again");
+    bench.tell(Event::DeadLettered(t.clone()));
+    assert_eq!(bench.settles(), [(t[0], Verdict::Dead)]);
+    bench.record();
+    assert_eq!(bench.finished(), [(t[0], Ending::Dead)]);
+}
+
+#[test]
+fn a_full_partition_is_paused_when_it_stays_full() {
+    let mut bench = Bench::new(Config { partition_messages: 4, ..Config::default() }, 1);
+    let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2), (2, 0, 3), (3, 0, 4)]);
+    bench.grant(&t);
+    assert_eq!(bench.engine.wake_at(), Some(ms(10)));
+    bench.at(ms(10));
+    assert!(bench.said.iter().any(|said| matches!(said, Command::Pause(_))));
+    bench.ran(Ran::Succeeded, &t[..2]);
+    bench.record();
+    assert!(bench.said.iter().any(|said| matches!(said, Command::Resume(_))));
+}
+
+#[test]
+fn a_batch_handler_gets_what_is_there() {
+    let config = Config { order: Order::Key, batch: Some(3), concurrency: 1, ..Config::default() };
+    let mut bench = Bench::new(config, 1);
+    let t = bench.deliver(1, &[(0, 1, 1), (1, 1, 2), (2, 2, 3), (3, 3, 4)]);
+    bench.grant(&t[..bench.claims().len()]);
+    let starts = bench.starts();
+    assert_eq!(starts.len(), 3);
+    assert_eq!(starts.iter().filter(|(_, chained)| !chained).count(), 1, "one call: {starts:?}");
+    bench.tell(Event::Ran(vec![
+        (t[0], Ran::Succeeded),
+        (t[1], Ran::Failed { retry_in: ms(5) }),
+        (t[2], Ran::Succeeded),
+    ]));
+    assert_eq!(bench.starts().len() + bench.claims().len(), 1, "the next call: {:?}", bench.said);
+}
