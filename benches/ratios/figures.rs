@@ -21,6 +21,8 @@ pub enum Bar {
     Ratio(f64),
     /// Nanoseconds of ours, at most.
     Nanos(f64),
+    /// Ours to bare, at most: for what is better small.
+    Most(f64),
     /// It is only stated.
     None,
 }
@@ -33,7 +35,7 @@ pub struct Run {
 }
 
 impl Run {
-    fn per_second(self) -> f64 {
+    pub fn per_second(self) -> f64 {
         self.messages as f64 / self.took.as_secs_f64()
     }
 
@@ -52,9 +54,9 @@ impl Figures {
         Self { args, missed: Vec::new() }
     }
 
-    pub fn head(&self) {
+    pub fn head(&self, what: &str) {
         if !self.args.list {
-            println!("# rounds {}, batches {} of {}", self.args.rounds, self.args.batches, crate::data::BATCH);
+            println!("# {what}");
             println!("# name ours bare ratio");
         }
     }
@@ -99,14 +101,20 @@ impl Figures {
             (of(|round| round.0.per_second()), of(|round| round.1.per_second()))
         };
         let ratio = of(|round| round.0.per_second() / round.1.per_second());
+        self.state(name, ours, bare, ratio, bar);
+        Ok(())
+    }
+
+    /// States a figure that was measured in another way.
+    pub fn state(&mut self, name: &str, ours: f64, bare: f64, ratio: f64, bar: Bar) {
         println!("{name} {ours:.0} {bare:.0} {ratio:.2}");
         let missed = match bar {
             Bar::Ratio(least) if ratio < least => Some(format!("{name} {ratio:.3} < {least}")),
+            Bar::Most(most) if ratio > most => Some(format!("{name} {ratio:.3} > {most}")),
             Bar::Nanos(most) if ours > most => Some(format!("{name} {ours:.0} ns > {most}")),
             _ => None,
         };
         self.missed.extend(missed);
-        Ok(())
     }
 
     pub fn close(self) -> ExitCode {
@@ -123,7 +131,7 @@ impl Figures {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }

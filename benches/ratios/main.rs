@@ -7,7 +7,7 @@
 //! One line a figure: `name ours bare ratio`. Both sides are messages (of the `_ns` figure: nanoseconds) as the median of
 //! all rounds; the ratio is the median of each round's own ratio. In a round both sides run one after the other, in changing order,
 //! on new keys and new tables; what they work on is prepared outside the timed part. Services come from the environment
-//! (`scripts/services env`); without them only the embedded stores are measured.
+//! (`scripts/services env`); without them only the embedded stores are measured. The consumer has a benchmark of its own.
 
 #![allow(missing_docs, clippy::print_stdout)]
 
@@ -15,7 +15,6 @@ mod args;
 mod bare;
 mod batched;
 mod cached;
-mod consumer;
 mod data;
 mod figures;
 mod filter;
@@ -54,18 +53,15 @@ fn main() -> ExitCode {
 }
 
 async fn measure(figures: &mut Figures) -> Result<(), Failure> {
-    let (kinds, mut without) = Kind::available();
-    let kafka = std::env::var("HAPAX_TEST_KAFKA").ok().filter(|brokers| !brokers.is_empty());
-    if kafka.is_none() {
-        without.push("HAPAX_TEST_KAFKA");
-    }
+    let (kinds, without) = Kind::available();
     if !without.is_empty() {
         println!(
             "# embedded only, without {}: run scripts/services up, then eval \"$(scripts/services env)\"",
             without.join(", ")
         );
     }
-    figures.head();
+    let (rounds, batches) = (figures.args.rounds, figures.args.batches);
+    figures.head(&format!("rounds {rounds}, batches {batches} of {}", data::BATCH));
     cached::duplicate(figures).await?;
     for kind in &kinds {
         stores::measure(figures, kind).await?;
@@ -75,9 +71,6 @@ async fn measure(figures: &mut Figures) -> Result<(), Failure> {
     }
     for kind in kinds.iter().filter(|kind| kind.is_remote()) {
         batched::measure(figures, kind).await?;
-    }
-    if let Some(brokers) = kafka {
-        consumer::measure(figures, &brokers).await?;
     }
     Ok(())
 }
