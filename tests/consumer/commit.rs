@@ -308,6 +308,8 @@ async fn f12_the_real_broker_has_the_finished_prefix_over_aborted_transactions()
         }
     };
     tokio::task::spawn_blocking(produce).await.unwrap();
+    // The last marker is written after the producer has been told that its transaction ended.
+    eventually(PATIENCE, "the last marker is written", async || kafka.watermarks(&topic, 0).await.1 == 120).await;
     let last = kafka.produce_one(Record::to(&topic).partition(0).payload("last")).await;
     assert_eq!(last, (0, 120), "100 records and 20 markers come before it");
     let effects = Effects::default();
