@@ -37,8 +37,9 @@ impl Engine {
         }
     }
 
-    /// First those that a free handler can begin at once: one of each lane where nothing is going on, and what has no lane.
+    /// First those that a free handler can begin at once: one (or one call's worth) of each lane where nothing is going on, and what has no lane.
     fn ask_idle(&mut self, room: &mut Room, asked: &mut Vec<Ticket>, commands: &mut Vec<Command>) {
+        let per_call = self.config.batch.unwrap_or(1).max(1);
         for _ in 0..self.filed.len() {
             if room.free == 0 && !self.bare {
                 break;
@@ -47,7 +48,7 @@ impl Engine {
             let Some(lane) = self.lanes.get_mut(id) else { continue };
             lane.filed = false;
             if lane.active == 0 && lane.has_claimable() {
-                self.take_from(id, &mut room.free, asked, commands, 1);
+                self.take_from(id, &mut room.free, asked, commands, per_call);
             }
             self.file(id);
         }
