@@ -12,6 +12,13 @@ pub enum ErrorClass {
     Retryable,
     /// Never will: the message is dead at once.
     Fatal,
+    /// What the handler needs is down, whatever the message: a database, a remote service.
+    ///
+    /// A consumer burns no attempt for it: the claim is released, everything waits, and one message at a time probes with back-off
+    /// until it is back. [`Once::handle`](crate::Once::handle) and its like have nothing else to hold back: under
+    /// [`Retry::none`](crate::Retry::none) they release the claim too, and otherwise try again as for [`Retryable`](Self::Retryable),
+    /// and burn the attempt.
+    Unavailable,
 }
 
 /// An error that a handler may return. Implement it for your own type, and say in it which errors are fatal.
@@ -38,7 +45,7 @@ pub enum ErrorClass {
 /// ```
 ///
 /// Texts, I/O errors, boxed errors and the errors of the clients behind this crate's features are retryable.
-/// A boxed error is fatal if it was made by [`Fatal`]. For `anyhow` and its like, return `Box<dyn Error + Send + Sync>`,
+/// A boxed error is fatal if it was made by [`Fatal`], and says that what it needs is down if it was made by [`Unavailable`]. For `anyhow` and its like, return `Box<dyn Error + Send + Sync>`,
 /// to which `?` converts.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say whether an error is retryable or fatal",
@@ -84,43 +91,63 @@ impl HandlerError for Infallible {
 
 impl HandlerError for Box<dyn Error + Send + Sync> {
     fn class(&self) -> ErrorClass {
-        if self.is::<Fatal>() { ErrorClass::Fatal } else { ErrorClass::Retryable }
+        if self.is::<Fatal>() {
+            ErrorClass::Fatal
+        } else if self.is::<Unavailable>() {
+            ErrorClass::Unavailable
+        } else {
+            ErrorClass::Retryable
+        }
     }
 }
 
-/// Marks an error as fatal: `return Err(Fatal::new("no such account").into())`.
-#[derive(Debug)]
-pub struct Fatal(Box<dyn Error + Send + Sync>);
+macro_rules! marker {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name(Box<dyn Error + Send + Sync>);
 
-impl Fatal {
-    /// Marks `error`; takes a text as well.
-    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(error.into())
-    }
+        impl $name {
+            /// Marks `error`; takes a text as well.
+            pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+                Self(error.into())
+            }
 
-    /// The error that was marked.
-    #[must_use]
-    pub fn into_inner(self) -> Box<dyn Error + Send + Sync> {
-        self.0
-    }
+            /// The error that was marked.
+            #[must_use]
+            pub fn into_inner(self) -> Box<dyn Error + Send + Sync> {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl Error for $name {
+            fn source(&self) -> Option<&(dyn Error + 'static)> {
+                self.0.source()
+            }
+        }
+
+        impl HandlerError for $name {
+            fn class(&self) -> ErrorClass {
+                ErrorClass::$name
+            }
+        }
+    };
 }
 
-impl fmt::Display for Fatal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+marker! {
+    /// Marks an error as fatal: `return Err(Fatal::new("no such account").into())`.
+    Fatal
 }
 
-impl Error for Fatal {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.source()
-    }
-}
-
-impl HandlerError for Fatal {
-    fn class(&self) -> ErrorClass {
-        ErrorClass::Fatal
-    }
+marker! {
+    /// Marks an error as the sign that what the handler needs is down: `return Err(Unavailable::new("the bank does not answer").into())`.
+    Unavailable
 }
 
 /// Why an attempt failed. Closed: match on it.
@@ -183,6 +210,8 @@ mod tests {
     fn a_boxed_error_is_fatal_if_it_was_marked() {
         let plain: Box<dyn Error + Send + Sync> = "later".into();
         let marked: Box<dyn Error + Send + Sync> = Fatal::new("never").into();
+        let down: Box<dyn Error + Send + Sync> = Unavailable::new("down").into();
+        assert_eq!(down.class(), ErrorClass::Unavailable);
         assert_eq!(plain.class(), ErrorClass::Retryable);
         assert_eq!(marked.class(), ErrorClass::Fatal);
         assert_eq!(marked.to_string(), "never");

@@ -19,7 +19,7 @@ pub(super) async fn run<T, E>(
     claim: &Claim,
     handler: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Failure<E>> {
-    let guarded = AssertUnwindSafe(handler).catch_unwind();
+    let guarded = caught(handler);
     let ended = match shared.config.handler_timeout {
         None => guarded.await,
         Some(longest) => match tokio::time::timeout(longest, guarded).await {
@@ -31,14 +31,19 @@ pub(super) async fn run<T, E>(
             }
         },
     };
-    match ended {
+    if let Err(Failure::Panicked(_)) = ended {
+        shared.counters.panicked.one();
+        tracing::debug!(?claim, "the handler panicked");
+    }
+    ended
+}
+
+/// Runs a handler, and catches its panic.
+pub(crate) async fn caught<T, E>(handler: impl Future<Output = Result<T, E>>) -> Result<T, Failure<E>> {
+    match AssertUnwindSafe(handler).catch_unwind().await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Failure::Error(error)),
-        Err(panic) => {
-            shared.counters.panicked.one();
-            tracing::debug!(?claim, "the handler panicked");
-            Err(Failure::Panicked(message(panic.as_ref())))
-        }
+        Err(panic) => Err(Failure::Panicked(message(panic.as_ref()))),
     }
 }
 

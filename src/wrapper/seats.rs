@@ -60,7 +60,7 @@ impl Seats {
 
     /// Adds a message that is not in hand.
     pub(super) fn push(&mut self, sighting: Sighting) {
-        self.list.push(Some(Seat { sighting, phase: Phase::Out, held: None }));
+        self.list.push(Some(Seat::new(sighting)));
     }
 
     /// Adds a place for a message that is handled some other way.
@@ -124,8 +124,7 @@ impl Seats {
         for (slot, (at, grant)) in (0..).zip(grants) {
             took_over += u64::from(grant.took_over);
             if let Some(seat) = self.seat_mut(*at) {
-                seat.phase = Phase::Unbegun;
-                seat.held = Some(Held { grant: *grant, hold: Arc::clone(&hold), slot });
+                seat.granted(*grant, &hold, slot);
             }
         }
         self.shared.counters.took_over.add(took_over);
@@ -135,9 +134,9 @@ impl Seats {
     /// The claim to give to a handler that is about to run.
     pub(super) fn begin(&mut self, at: usize) -> Option<Claim> {
         let seat = self.seat_mut(at)?;
-        let held = seat.held.as_ref()?;
-        seat.phase = Phase::Running;
-        Some(Claim::held(&held.hold, held.slot, held.grant.attempt, held.grant.took_over))
+        let claim = seat.claim()?;
+        seat.begun();
+        Some(claim)
     }
 
     /// Which attempt it is.
@@ -156,12 +155,8 @@ impl Seats {
 
     /// Notes how it ended; the store is to hear it.
     pub(super) fn over(&mut self, at: usize, verdict: Verdict) {
-        let Some(seat) = self.seat_mut(at) else { return };
-        seat.phase = Phase::Over(verdict);
-        if let Some(held) = &seat.held
-            && let Some(slot) = held.hold.slots.get(held.slot as usize)
-        {
-            slot.ending();
+        if let Some(seat) = self.seat_mut(at) {
+            seat.over(verdict);
         }
     }
 
@@ -208,8 +203,7 @@ impl Seats {
     pub(super) fn leave(&mut self, places: &[usize]) {
         for at in places {
             if let Some(seat) = self.seat_mut(*at) {
-                seat.phase = Phase::Out;
-                seat.let_go();
+                seat.put_down();
             }
         }
         let keys = places.iter().filter_map(|at| self.seat(*at)).map(|seat| seat.sighting.key);
@@ -224,8 +218,7 @@ impl Seats {
                 && let Some(settle) = seat.settle()
             {
                 owed.push(settle);
-                seat.phase = Phase::Out;
-                seat.let_go();
+                seat.put_down();
             }
         }
         self.shared.owe(owed);
@@ -305,8 +298,89 @@ impl Seats {
     }
 }
 
+/// What dropping a message leaves behind.
+pub(super) enum Left {
+    Nothing,
+    /// It was in hand, and no claim is known.
+    Entered,
+    /// The store has to hear this.
+    Owed(Settle),
+}
+
 impl Seat {
-    fn settle(&self) -> Option<Settle> {
+    /// A message that is not in hand.
+    pub(super) const fn new(sighting: Sighting) -> Self {
+        Self { sighting, phase: Phase::Out, held: None }
+    }
+
+    /// Notes that the registry let it in.
+    pub(super) fn entered(&mut self) {
+        self.phase = Phase::Entered;
+    }
+
+    /// Notes that the store granted it.
+    pub(super) fn granted(&mut self, grant: Grant, hold: &Arc<Hold>, slot: u32) {
+        self.phase = Phase::Unbegun;
+        self.held = Some(Held { grant, hold: Arc::clone(hold), slot });
+    }
+
+    /// Whether the registry let it in, and no claim is known.
+    #[cfg(feature = "kafka")]
+    pub(super) const fn is_entered(&self) -> bool {
+        matches!(self.phase, Phase::Entered)
+    }
+
+    /// Whether its claim is held.
+    #[cfg(feature = "kafka")]
+    pub(super) const fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Which attempt its claim is.
+    #[cfg(feature = "kafka")]
+    pub(super) fn attempt(&self) -> u32 {
+        self.held.as_ref().map_or(1, |held| held.grant.attempt)
+    }
+
+    /// The claim to give to its handler.
+    pub(super) fn claim(&self) -> Option<Claim> {
+        let held = self.held.as_ref()?;
+        Some(Claim::held(&held.hold, held.slot, held.grant.attempt, held.grant.took_over))
+    }
+
+    /// Notes that its handler runs.
+    pub(super) fn begun(&mut self) {
+        if self.held.is_some() {
+            self.phase = Phase::Running;
+        }
+    }
+
+    /// Notes that its handler did not begin after all.
+    #[cfg(feature = "kafka")]
+    pub(super) fn not_begun(&mut self) {
+        if matches!(self.phase, Phase::Running) {
+            self.phase = Phase::Unbegun;
+        }
+    }
+
+    /// Notes how its handler ended; the store is to hear it.
+    pub(super) fn over(&mut self, verdict: Verdict) {
+        self.phase = Phase::Over(verdict);
+        if let Some(held) = &self.held
+            && let Some(slot) = held.hold.slots.get(held.slot as usize)
+        {
+            slot.ending();
+        }
+    }
+
+    /// Whether its handler ended well, and the store is to hear it.
+    #[cfg(feature = "kafka")]
+    pub(super) const fn has_succeeded(&self) -> bool {
+        matches!(self.phase, Phase::Over(Verdict::Succeeded { .. }))
+    }
+
+    /// The call to make for it, if it is over.
+    pub(super) fn settle(&self) -> Option<Settle> {
         let Phase::Over(verdict) = &self.phase else { return None };
         Some(self.settle_as(self.held.as_ref()?.grant, verdict.clone()))
     }
@@ -315,37 +389,49 @@ impl Seat {
         Settle { sighting: self.sighting.clone(), token: grant.token, attempt: grant.attempt, verdict }
     }
 
-    fn let_go(&mut self) {
+    /// Notes that the store has nothing more to hear; whoever calls takes it out of the registry.
+    pub(super) fn put_down(&mut self) {
+        self.phase = Phase::Out;
         if let Some(held) = self.held.take() {
             held.hold.over(held.slot);
         }
+    }
+
+    /// Drops it where it is.
+    pub(super) fn abandon(&mut self, shared: &Shared) -> Left {
+        let verdict = match std::mem::replace(&mut self.phase, Phase::Out) {
+            Phase::Out => return Left::Nothing,
+            Phase::Entered => None,
+            Phase::Unbegun => Some(Verdict::Released),
+            Phase::Running => {
+                shared.counters.failed.one();
+                let attempt = self.held.as_ref().map_or(1, |held| held.grant.attempt);
+                Some(shared.failed(attempt))
+            }
+            Phase::Over(verdict) => Some(verdict),
+        };
+        let left = match (verdict, &self.held) {
+            (Some(verdict), Some(held)) => Left::Owed(self.settle_as(held.grant, verdict)),
+            _ => Left::Entered,
+        };
+        self.put_down();
+        left
     }
 }
 
 impl Drop for Seats {
     fn drop(&mut self) {
-        let mut left = Vec::new();
+        let mut entered = Vec::new();
         let mut owed = Vec::new();
         for seat in self.list.iter_mut().flatten() {
-            let verdict = match std::mem::replace(&mut seat.phase, Phase::Out) {
-                Phase::Out => continue,
-                Phase::Entered => None,
-                Phase::Unbegun => Some(Verdict::Released),
-                Phase::Running => {
-                    self.shared.counters.failed.one();
-                    let attempt = seat.held.as_ref().map_or(1, |held| held.grant.attempt);
-                    Some(self.shared.failed(attempt))
-                }
-                Phase::Over(verdict) => Some(verdict),
-            };
-            match (verdict, &seat.held) {
-                (Some(verdict), Some(held)) => owed.push(seat.settle_as(held.grant, verdict)),
-                _ => left.push(seat.sighting.key),
+            match seat.abandon(&self.shared) {
+                Left::Nothing => {}
+                Left::Entered => entered.push(seat.sighting.key),
+                Left::Owed(settle) => owed.push(settle),
             }
-            seat.let_go();
         }
-        if !left.is_empty() {
-            self.shared.registry.leave(left);
+        if !entered.is_empty() {
+            self.shared.registry.leave(entered);
         }
         if !owed.is_empty() {
             tracing::debug!(claims = owed.len(), first = %owed[0].key(), "a call was dropped before the store heard how its claims ended");
