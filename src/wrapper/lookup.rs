@@ -1,0 +1,32 @@
+//! What a store would know a message by, for those who do not claim it.
+
+use super::Once;
+use super::builder::Mode;
+use super::shared::Subject;
+use crate::identity::{IdentityError, Scope};
+use crate::message::MessageView;
+use crate::record::Sighting;
+
+impl Once {
+    /// Where its identities are unique.
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.shared.scope
+    }
+
+    /// Whether a store remembers what it handles.
+    pub(crate) fn remembers(&self) -> bool {
+        self.shared.config.mode != Mode::AtLeastOnce
+    }
+
+    /// What the store knows the message by; `None` if it is handled without a record.
+    ///
+    /// # Errors
+    ///
+    /// The message has no usable identity, and is refused; not retryable.
+    pub(crate) fn sighting(&self, message: &dyn MessageView) -> Result<Option<Sighting>, IdentityError> {
+        Ok(match self.shared.subject(message)? {
+            Subject::Known(sighting) => Some(sighting),
+            Subject::Bare { .. } => None,
+        })
+    }
+}
