@@ -27,7 +27,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[cfg(feature = "kafka")]
 pub use kafka::{Kafka, MockKafka, Record};
 pub use relay::{Direction, Relay};
-pub use servers::{ThrowawayMariadb, ThrowawayPostgres, ThrowawayRedis};
+pub use servers::{ThrowawayKafka, ThrowawayMariadb, ThrowawayPostgres, ThrowawayRedis};
 
 /// Long enough for two loaded cores. A test that waits this long is about to fail, so it costs nothing when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(60);

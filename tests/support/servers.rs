@@ -381,6 +381,43 @@ fn postgres_bin() -> PathBuf {
     Path::new(&initdb).parent().unwrap().to_owned()
 }
 
+/// A Kafka broker with listeners behind relays.
+pub struct ThrowawayKafka {
+    server: Server,
+}
+
+server_methods!(ThrowawayKafka, "TERM");
+
+impl ThrowawayKafka {
+    /// Each pair is one more listener: the port it listens on, and the port that its clients are told to come back to, where a
+    /// [`Relay`](super::Relay) to the first stands. With settings of server.properties, such as `("group.consumer.session.timeout.ms", "6000")`.
+    pub fn start(relayed: &[(u16, u16)], settings: &[(&str, &str)]) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
+        let server = started("kafka", |port, folder| {
+            let lines: String = settings.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+            fs::write(folder.join("settings"), lines).unwrap();
+            let mut command =
+                vec!["env".into(), "KAFKA_HEAP=512m".into(), script.display().to_string(), "broker".into()];
+            command.extend([folder.display().to_string(), port.to_string(), net::free_port().to_string()]);
+            command.extend(relayed.iter().map(|(own, advertised)| format!("{own}:{advertised}")));
+            (command, kafka_ready(port, folder.join("server.log")))
+        });
+        Self { server }
+    }
+
+    fn ready(&self) -> impl Fn() -> bool + use<> {
+        kafka_ready(self.server.port, self.server.log())
+    }
+}
+
+fn kafka_ready(port: u16, log: PathBuf) -> impl Fn() -> bool + use<> {
+    // The log may be that of an earlier start.
+    move || {
+        fs::read_to_string(&log).is_ok_and(|log| log.contains("Kafka Server started"))
+            && TcpStream::connect(("127.0.0.1", port)).is_ok()
+    }
+}
+
 /// A MariaDB server with a database `hapax` and a user `hapax` (password `hapax`) who may do everything.
 pub struct ThrowawayMariadb {
     server: Server,

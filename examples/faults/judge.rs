@@ -1,0 +1,379 @@
+//! Reads what happened, and says whether it was allowed. Pure: evidence in, verdict out.
+//!
+//! Lost is what was produced and had no effect, unless it was made so that it never succeeds: that must have been given up, without an
+//! effect. Doubled is every effect of a message beyond its first. One is *explained* only by a cause that the level allows:
+//!
+//! - the claim of one of the two ran out, which its member was hindered to prevent: it was killed, stopped, starved by the machine, or cut
+//!   off from the store, at the time between claim and settle; the second claim came a whole lease after the first one's last renewal;
+//! - level L0 only: the store was emptied between the two claims.
+//!
+//! A second claim although the store had acknowledged the success is never explained but by an emptied store.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+/// Microseconds since 1970.
+pub type Time = u64;
+/// Processes are told apart by their ids.
+pub type Pid = u32;
+
+/// A row of the effects table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effect {
+    pub id: String,
+    pub key: String,
+    pub fence: u64,
+    pub pid: Pid,
+    pub at: Time,
+}
+
+/// A line of a member's journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub at: Time,
+    pub pid: Pid,
+    pub entry: Entry,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    Claimed { key: String, fence: u64, asked: Time },
+    Extended { key: String, fence: u64, asked: Time },
+    Settled { key: String, fence: u64, success: bool, dead: bool },
+    Dead { key: String },
+    Stalled { since: Time },
+}
+
+/// What the harness did, or had done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub from: Time,
+    pub to: Time,
+    pub what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Killed(Pid),
+    Paused(Pid),
+    /// Trouble between this process and the store.
+    StoreLink(Pid),
+    StoreDown,
+    StoreEmptied,
+}
+
+#[derive(Debug, Default)]
+pub struct Evidence {
+    /// Ids acknowledged by the broker.
+    pub produced: BTreeSet<String>,
+    /// Those of them that never succeed.
+    pub hopeless: BTreeSet<String>,
+    /// Ids of dead letters, where there is a topic for them.
+    pub letters: Option<BTreeSet<String>>,
+    pub effects: Vec<Effect>,
+    pub lines: Vec<Line>,
+    pub faults: Vec<Fault>,
+    /// In microseconds.
+    pub lease: Time,
+}
+
+#[derive(Debug, Default)]
+pub struct Verdict {
+    pub distinct: usize,
+    pub effects: usize,
+    pub dead: usize,
+    pub doubled: usize,
+    pub explained: usize,
+    /// Longest time without any effect, in microseconds.
+    pub max_stall: Time,
+    /// Produced, and nothing came of them.
+    pub lost: Vec<String>,
+    /// How often which cause explained a doubled effect.
+    pub causes: BTreeMap<&'static str, usize>,
+    /// What is wrong beyond losses, in words.
+    pub wrong: Vec<String>,
+}
+
+impl Verdict {
+    pub fn is_good(&self) -> bool {
+        self.lost.is_empty() && self.wrong.is_empty() && self.doubled == self.explained
+    }
+}
+
+/// Clocks of database and machine are one; their rounding is not.
+const TOLERANCE: Time = 100_000;
+/// Between the effect and its settle there is next to nothing: what hinders a member later than this explains nothing.
+const SETTLED_WITHIN: Time = 5_000_000;
+/// Shown at most.
+const SHOWN: usize = 10;
+
+pub fn judge(evidence: &Evidence) -> Verdict {
+    let mut verdict =
+        Verdict { distinct: evidence.produced.len(), effects: evidence.effects.len(), ..Verdict::default() };
+    let history = History::of(evidence);
+    let mut by_id: BTreeMap<&str, Vec<&Effect>> = BTreeMap::new();
+    for effect in &evidence.effects {
+        by_id.entry(&effect.id).or_default().push(effect);
+    }
+    for id in by_id.keys().filter(|id| !evidence.produced.contains(**id)) {
+        verdict.wrong.push(format!("an effect of {id}, which nobody produced"));
+    }
+    for id in &evidence.produced {
+        let hopeless = evidence.hopeless.contains(id);
+        match (hopeless, by_id.contains_key(id.as_str())) {
+            (true, true) => verdict.wrong.push(format!("an effect of {id}, which never succeeds")),
+            (false, false) => verdict.lost.push(id.clone()),
+            _ => {}
+        }
+    }
+    count_the_dead(evidence, &history, &mut verdict);
+    for (id, effects) in &mut by_id {
+        effects.sort_by_key(|effect| effect.at);
+        for pair in effects.windows(2) {
+            verdict.doubled += 1;
+            match history.explain(pair[0], pair[1]) {
+                Ok(cause) => {
+                    verdict.explained += 1;
+                    *verdict.causes.entry(cause).or_default() += 1;
+                }
+                Err(why) => verdict.wrong.push(format!("{id} twice: {why}\n{}", history.tell(pair))),
+            }
+        }
+    }
+    verdict.max_stall = max_stall(&evidence.effects);
+    verdict
+}
+
+/// As many keys are dead as messages never succeed: keys are digests, and do not say of which message.
+fn count_the_dead(evidence: &Evidence, history: &History<'_>, verdict: &mut Verdict) {
+    verdict.dead = history.dead.len();
+    if verdict.dead != evidence.hopeless.len() {
+        verdict.wrong.push(format!(
+            "{} messages never succeed, but {} are dead",
+            evidence.hopeless.len(),
+            verdict.dead
+        ));
+    }
+    if let Some(letters) = &evidence.letters {
+        for id in evidence.hopeless.difference(letters) {
+            verdict.lost.push(id.clone());
+        }
+        for id in letters.difference(&evidence.hopeless) {
+            verdict.wrong.push(format!("a dead letter of {id}, which can succeed"));
+        }
+    }
+}
+
+fn max_stall(effects: &[Effect]) -> Time {
+    let mut times: Vec<Time> = effects.iter().map(|effect| effect.at).collect();
+    times.sort_unstable();
+    times.windows(2).map(|two| two[1] - two[0]).max().unwrap_or(0)
+}
+
+/// One claim: a process, a key and a fence. Asking again gives the same claim.
+#[derive(Debug)]
+struct Claim {
+    pid: Pid,
+    fence: u64,
+    asked: Time,
+    granted: Time,
+    /// When its lease was renewed: (asked, answered).
+    renewed: Vec<(Time, Time)>,
+    /// When it was settled, and whether as succeeded.
+    settled: Vec<(Time, bool)>,
+}
+
+struct History<'a> {
+    evidence: &'a Evidence,
+    claims: HashMap<&'a str, Vec<Claim>>,
+    dead: HashSet<&'a str>,
+}
+
+impl<'a> History<'a> {
+    fn of(evidence: &'a Evidence) -> Self {
+        let mut lines: Vec<&Line> = evidence.lines.iter().collect();
+        lines.sort_by_key(|line| line.at);
+        let mut claims: HashMap<&str, Vec<Claim>> = HashMap::new();
+        let mut dead = HashSet::new();
+        for line in lines {
+            match &line.entry {
+                Entry::Claimed { key, fence, asked } => {
+                    let of_key = claims.entry(key).or_default();
+                    match find(of_key, line.pid, *fence) {
+                        Some(same) => same.renewed.push((*asked, line.at)),
+                        None => of_key.push(Claim {
+                            pid: line.pid,
+                            fence: *fence,
+                            asked: *asked,
+                            granted: line.at,
+                            renewed: vec![(*asked, line.at)],
+                            settled: Vec::new(),
+                        }),
+                    }
+                }
+                Entry::Extended { key, fence, asked } => {
+                    if let Some(claim) = claims.get_mut(key.as_str()).and_then(|all| find(all, line.pid, *fence)) {
+                        claim.renewed.push((*asked, line.at));
+                    }
+                }
+                Entry::Settled { key, fence, success, dead: given_up } => {
+                    if *given_up {
+                        dead.insert(key.as_str());
+                    }
+                    if let Some(claim) = claims.get_mut(key.as_str()).and_then(|all| find(all, line.pid, *fence)) {
+                        claim.settled.push((line.at, *success));
+                    }
+                }
+                Entry::Dead { key } => _ = dead.insert(key.as_str()),
+                Entry::Stalled { .. } => {}
+            }
+        }
+        Self { evidence, claims, dead }
+    }
+
+    fn claim_of(&self, effect: &Effect) -> Option<&Claim> {
+        // After an emptied store a process may hold the same fence again: the one granted last before the effect.
+        let of_key = self.claims.get(effect.key.as_str())?;
+        let own = |claim: &&Claim| claim.pid == effect.pid && claim.fence == effect.fence;
+        of_key.iter().filter(own).rfind(|claim| claim.granted <= effect.at + TOLERANCE)
+    }
+
+    /// Which cause allowed the second effect, or why none did.
+    fn explain(&self, first: &Effect, second: &Effect) -> Result<&'static str, String> {
+        let both = (self.claim_of(first), self.claim_of(second));
+        let (Some(mut a), Some(mut b)) = both else { return Err("without a claim in any journal".into()) };
+        let mut effect_of_a = first;
+        if a.granted > b.granted {
+            // The first effect was that of the second claim: the other one came late.
+            (a, b) = (b, a);
+            effect_of_a = second;
+        }
+        let emptied =
+            |fault: &&Fault| fault.what == What::StoreEmptied && fault.to >= a.asked && fault.from <= b.granted;
+        if self.evidence.faults.iter().any(|fault| emptied(&fault)) {
+            return Ok("forgotten");
+        }
+        if a.granted == b.granted && a.pid == b.pid {
+            let hindrance = self.hindrance(a, a.asked, second.at, first.at);
+            return hindrance.ok_or_else(|| "twice under one claim, and nothing hindered its member".into());
+        }
+        let of_key = self.claims.get(first.key.as_str()).map_or(&[][..], Vec::as_slice);
+        let succeeded = of_key.iter().flat_map(|claim| &claim.settled).find(|(at, success)| *success && *at < b.asked);
+        if let Some((at, _)) = succeeded {
+            return Err(format!(
+                "claimed again at {} although the store had acknowledged its success at {at}",
+                b.asked
+            ));
+        }
+        let hindrance = self.hindrance(a, a.asked, b.granted, effect_of_a.at);
+        if a.settled.iter().any(|(at, _)| *at < b.granted) {
+            return hindrance.ok_or_else(|| "given back after its effect, and nothing hindered its member".into());
+        }
+        let renewed = a.renewed.iter().filter(|(_, answered)| *answered <= b.granted).map(|(asked, _)| *asked).max();
+        let runs_until = renewed.unwrap_or(a.asked) + self.evidence.lease;
+        if b.granted + TOLERANCE < runs_until {
+            return Err(format!("taken over at {}, and the lease ran until {runs_until}", b.granted));
+        }
+        hindrance.ok_or_else(|| "its lease ran out, and nothing hindered its member from renewing it".into())
+    }
+
+    /// What hindered the member of `claim` in this time, beginning no later than shortly after its effect.
+    fn hindrance(&self, claim: &Claim, from: Time, to: Time, effect: Time) -> Option<&'static str> {
+        let touches = |began: Time, ended: Time| ended >= from && began <= to && began <= effect + SETTLED_WITHIN;
+        let fault = |what: &dyn Fn(What) -> bool| {
+            self.evidence.faults.iter().any(|fault| what(fault.what) && touches(fault.from, fault.to))
+        };
+        let stalled = |line: &Line| matches!(line.entry, Entry::Stalled { since } if line.pid == claim.pid && touches(since, line.at));
+        if fault(&|what| what == What::Killed(claim.pid)) {
+            Some("killed")
+        } else if fault(&|what| what == What::Paused(claim.pid)) {
+            Some("paused")
+        } else if fault(&|what| what == What::StoreLink(claim.pid)) {
+            Some("cut off")
+        } else if fault(&|what| what == What::StoreDown) {
+            Some("store down")
+        } else if self.evidence.lines.iter().any(stalled) {
+            Some("starved")
+        } else {
+            None
+        }
+    }
+
+    /// Everything that is known of the message with these effects, by time.
+    fn tell(&self, effects: &[&Effect]) -> String {
+        let Some(key) = effects.first().map(|effect| &effect.key) else { return String::new() };
+        let about = |entry: &Entry| match entry {
+            Entry::Claimed { key: own, .. }
+            | Entry::Extended { key: own, .. }
+            | Entry::Settled { key: own, .. }
+            | Entry::Dead { key: own } => own == key,
+            Entry::Stalled { .. } => false,
+        };
+        let mut told: Vec<(Time, String)> = Vec::new();
+        for effect in effects {
+            told.push((effect.at, format!("effect pid={} fence={}", effect.pid, effect.fence)));
+        }
+        for line in self.evidence.lines.iter().filter(|line| about(&line.entry)) {
+            told.push((line.at, format!("pid={} {:?}", line.pid, line.entry)));
+        }
+        let (from, to) = (told.iter().map(|(at, _)| *at).min(), told.iter().map(|(at, _)| *at).max());
+        for fault in &self.evidence.faults {
+            if Some(fault.to) >= from && Some(fault.from) <= to {
+                told.push((fault.from, format!("{:?} until {}", fault.what, fault.to)));
+            }
+        }
+        told.sort();
+        told.iter().map(|(at, what)| format!("    {at} {what}\n")).collect()
+    }
+}
+
+fn find(claims: &mut [Claim], pid: Pid, fence: u64) -> Option<&mut Claim> {
+    claims.iter_mut().rfind(|claim| claim.pid == pid && claim.fence == fence)
+}
+
+/// The verdict in words, cut short.
+pub fn complaints(verdict: &Verdict) -> String {
+    let mut text = String::new();
+    for (what, all) in [("lost", &verdict.lost), ("wrong", &verdict.wrong)] {
+        for one in all.iter().take(SHOWN) {
+            text.push_str(&format!("{what}: {one}\n"));
+        }
+        if all.len() > SHOWN {
+            text.push_str(&format!("{what}: and {} more\n", all.len() - SHOWN));
+        }
+    }
+    text
+}
+
+/// Reads a journal; what a kill cut short at its end is passed over.
+pub fn read_journal(pid: Pid, text: &str) -> Vec<Line> {
+    text.lines()
+        .filter_map(|line| Some(Line { at: line.split(' ').next()?.parse().ok()?, pid, entry: entry(line)? }))
+        .collect()
+}
+
+fn entry(line: &str) -> Option<Entry> {
+    let mut words = line.split(' ').skip(1);
+    let kind = words.next()?;
+    let rest: Vec<&str> = words.collect();
+    let named = |name: &str| -> Option<u64> {
+        rest.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+    };
+    let key = || rest.first().map(|key| (*key).to_owned());
+    match kind {
+        "claimed" => Some(Entry::Claimed { key: key()?, fence: named("fence")?, asked: named("asked")? }),
+        "extended" => Some(Entry::Extended { key: key()?, fence: named("fence")?, asked: named("asked")? }),
+        "settled" => {
+            let (verdict, outcome) = (*rest.get(2)?, *rest.get(3)?);
+            let refused = outcome == "Refused";
+            Some(Entry::Settled {
+                key: key()?,
+                fence: named("fence")?,
+                success: verdict == "succeeded" && !refused,
+                dead: (verdict == "dead" || outcome == "Buried") && !refused,
+            })
+        }
+        "dead" => Some(Entry::Dead { key: key()? }),
+        "stalled" => Some(Entry::Stalled { since: named("since")? }),
+        _ => None,
+    }
+}

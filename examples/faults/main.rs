@@ -1,0 +1,150 @@
+//! The real thing under faults: `service` processes on a real Kafka and a real store, killed, stopped, cut off and restarted by a seeded
+//! schedule, while messages and copies of them are produced. At the end a judge counts effects. `scripts/faults` builds and runs it.
+//!
+//! Everything it starts is its own, on loopback and in temporary folders, and ends with it.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+/// Which messages never succeed; what becomes of the others is the members' business.
+#[allow(dead_code)]
+#[path = "../service/injection.rs"]
+mod injection;
+mod judge;
+#[path = "../service/lag.rs"]
+mod lag;
+mod members;
+mod random;
+mod run;
+mod schedule;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+mod traffic;
+mod world;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use run::Run;
+use world::{Ground, STORES};
+
+const HELP: &str = "\
+Holds hapax to its promises while everything around it breaks.
+
+Usage: scripts/faults [FLAGS]
+
+  --seconds N        how long each store is harmed (default: 60); draining comes on top
+  --seed S           which faults, when (default: 1)
+  --stores LIST      of redis, postgres, mariadb, sqlite (default: all)
+  --protocol KIND    cooperative, classic or consumer (default: by the seed, another one for each store)
+  --rate N           distinct messages a second (default: 200); 40 copies are produced for each 100
+  --keep             keeps the folder of logs and journals; after a failure it is kept anyway
+  --sabotage KIND    shows that the judge can tell; the run must fail:
+                     lose      members settle before they handle
+                     no-dedup  members do not ask the store
+                     double    an effect is written twice
+                     remove    an effect is taken away
+  --debug            a debug build (of the script; default: release)
+
+For each store a line `FAULTS store=… … OK`, or FAILED; the exit code is 0 only if all are OK.";
+
+pub struct Orders {
+    seconds: u64,
+    seed: u64,
+    stores: Vec<String>,
+    protocol: Option<&'static str>,
+    rate: u64,
+    keep: bool,
+    sabotage: Option<Sabotage>,
+    service: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    Lose,
+    NoDedup,
+    Double,
+    Remove,
+}
+
+fn main() -> ExitCode {
+    let orders = match read() {
+        Ok(Some(orders)) => orders,
+        Ok(None) => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Err(wrong) => {
+            eprintln!("{wrong}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut folder = tempfile::Builder::new().prefix("hapax-faults-").tempdir().expect("a temporary folder");
+    eprintln!("starting Kafka and the effects database; logs and journals are in {}", folder.path().display());
+    let ground = Ground::start();
+    let mut good = true;
+    for store in &orders.stores {
+        good &= Run::prepare(&orders, &ground, store, folder.path()).go();
+    }
+    if orders.keep || !good {
+        folder.disable_cleanup(true);
+        eprintln!("logs and journals: {}", folder.path().display());
+    }
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn read() -> Result<Option<Orders>, String> {
+    use lexopt::prelude::{Long, Short, ValueExt as _};
+    let beside = std::env::current_exe().map_err(|e| e.to_string())?.with_file_name("service");
+    let mut orders = Orders {
+        seconds: 60,
+        seed: 1,
+        stores: STORES.map(str::to_owned).to_vec(),
+        protocol: None,
+        rate: 200,
+        keep: false,
+        sabotage: None,
+        service: beside,
+    };
+    let mut parser = lexopt::Parser::from_env();
+    let wrong = |e: lexopt::Error| format!("{e}; --help shows all flags");
+    while let Some(arg) = parser.next().map_err(wrong)? {
+        match arg {
+            Long("help") | Short('h') => return Ok(None),
+            Long("seconds") => orders.seconds = parser.value().and_then(|v| v.parse()).map_err(wrong)?,
+            Long("seed") => orders.seed = parser.value().and_then(|v| v.parse()).map_err(wrong)?,
+            Long("rate") => orders.rate = parser.value().and_then(|v| v.parse()).map_err(wrong)?,
+            Long("keep") => orders.keep = true,
+            Long("stores") => {
+                let list = parser.value().and_then(|v| v.string()).map_err(wrong)?;
+                orders.stores = list.split(',').map(str::to_owned).collect();
+                if let Some(other) = orders.stores.iter().find(|store| !STORES.contains(&store.as_str())) {
+                    return Err(format!("--stores: there is no `{other}`; choose of {}", STORES.join(", ")));
+                }
+            }
+            Long("protocol") => {
+                let name = parser.value().and_then(|v| v.string()).map_err(wrong)?;
+                let known = ["cooperative", "classic", "consumer"].into_iter().find(|known| *known == name);
+                orders.protocol = Some(known.ok_or("--protocol: choose cooperative, classic or consumer")?);
+            }
+            Long("sabotage") => {
+                let name = parser.value().and_then(|v| v.string()).map_err(wrong)?;
+                orders.sabotage = Some(match name.as_str() {
+                    "lose" => Sabotage::Lose,
+                    "no-dedup" => Sabotage::NoDedup,
+                    "double" => Sabotage::Double,
+                    "remove" => Sabotage::Remove,
+                    _ => return Err("--sabotage: choose lose, no-dedup, double or remove".into()),
+                });
+            }
+            other => return Err(wrong(other.unexpected())),
+        }
+    }
+    if orders.seconds < 10 || orders.rate == 0 {
+        return Err("give --seconds of at least 10, and a --rate of at least 1".into());
+    }
+    if !orders.service.exists() {
+        return Err(format!("{} is missing; scripts/faults builds it", orders.service.display()));
+    }
+    Ok(Some(orders))
+}

@@ -1,0 +1,79 @@
+//! What is produced: messages, and copies of them at other places, all the while.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::random::Random;
+use crate::support::{Kafka, Record};
+
+pub const PARTITIONS: i32 = 8;
+const KEYS: u64 = 97;
+/// Copies for each hundred messages.
+const COPIES: u64 = 40;
+const EVERY: Duration = Duration::from_millis(100);
+
+/// A producer at work.
+pub struct Traffic {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<BTreeSet<String>>,
+}
+
+impl Traffic {
+    pub fn start(kafka: Kafka, topic: &str, per_second: u64, seed: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (topic, stopped) = (topic.to_owned(), Arc::clone(&stop));
+        let produce = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(produce(&kafka, &topic, per_second, seed, &stopped))
+        };
+        let thread = std::thread::Builder::new().name("traffic".into()).spawn(produce).expect("a thread");
+        Self { stop, thread }
+    }
+
+    /// Ends it. Every id that the broker acknowledged.
+    pub fn finish(self) -> BTreeSet<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("everything could be produced")
+    }
+}
+
+async fn produce(kafka: &Kafka, topic: &str, per_second: u64, seed: u64, stop: &AtomicBool) -> BTreeSet<String> {
+    let mut random = Random::new(seed);
+    let (started, mut sent) = (Instant::now(), 0);
+    let mut produced = BTreeSet::new();
+    while !stop.load(Ordering::Relaxed) {
+        let due = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX) * per_second / 1_000;
+        let mut records = Vec::new();
+        let from = sent;
+        while sent < due {
+            sent += 1;
+            records.push(record(topic, seed, sent, &mut random));
+            if random.chance(COPIES) {
+                // Most producers repeat themselves at once; some replay what is long past.
+                let back = if random.chance(70) { random.below(20) } else { random.below(sent) };
+                records.push(record(topic, seed, sent - back.min(sent - 1), &mut random));
+            }
+        }
+        kafka.produce(&records).await;
+        produced.extend((from + 1..=sent).map(|number| id(seed, number)));
+        tokio::time::sleep(EVERY).await;
+    }
+    produced
+}
+
+fn id(seed: u64, number: u64) -> String {
+    format!("m{seed}-{number:07}")
+}
+
+fn record(topic: &str, seed: u64, number: u64, random: &mut Random) -> Record {
+    let id = id(seed, number);
+    let partition = i32::try_from(random.below(PARTITIONS as u64)).unwrap_or(0);
+    Record::to(topic)
+        .partition(partition)
+        .key(format!("key {}", number % KEYS))
+        .payload(format!(r#"{{"id":"{id}","cents":{}}}"#, number * 37 % 10_000))
+        .header("message-id", &id)
+}

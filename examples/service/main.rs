@@ -1,0 +1,134 @@
+//! A service that handles the messages of Kafka topics, each one once: what a team would copy.
+//!
+//! `cargo run --release --features full --example service -- --help`
+//!
+//! `run` below reads top to bottom: check what is there, build the `Once`, run the `Consumer` until a signal comes. What would be yours
+//! is in `handler.rs`; everything else is flags, files and figures.
+
+mod args;
+mod effects;
+mod flags;
+mod handler;
+mod http;
+mod injection;
+mod journal;
+mod kafka;
+mod lag;
+mod log;
+mod store;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use hapax::{Claim, Consumer, ConsumerError, Message, Once, Retry, Summary};
+use tokio_util::sync::CancellationToken;
+
+use args::Args;
+use effects::Effects;
+use handler::Handler;
+use journal::{Journal, Journaled};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = match args::read() {
+        Ok(Some(args)) => args,
+        Ok(None) => {
+            println!("{}", args::help());
+            return ExitCode::SUCCESS;
+        }
+        Err(wrong) => return refused(&wrong),
+    };
+    let started = Instant::now();
+    match run(args).await {
+        Ok(Ok(summary)) => {
+            println!("{}", done(&summary, started.elapsed()));
+            ExitCode::SUCCESS
+        }
+        Ok(Err(error)) => {
+            eprintln!("{error}");
+            if let Some(summary) = error.summary() {
+                eprintln!("until then: {}", done(summary, started.elapsed()));
+            }
+            ExitCode::FAILURE
+        }
+        Err(wrong) => refused(&wrong),
+    }
+}
+
+fn refused(wrong: &str) -> ExitCode {
+    eprintln!("{wrong}");
+    ExitCode::from(2)
+}
+
+/// The outer error is for what is wrong before the first message is taken.
+async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
+    log::start(args.log.as_deref())?;
+    let observer = args.kafka.check().await?;
+    let effects = Effects::open(&args.work.effects, &args.member).await?;
+    let once = once(&args).await?;
+    if let Some(port) = args.metrics_port {
+        tokio::spawn(http::serve(http::listen(port).await?, once.clone()));
+    }
+    tokio::spawn(store::upkeep(once.clone()));
+
+    let shutdown = shutdown_signal();
+    if let Some(quiet) = args.exit_when_idle {
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            observer.idle(quiet).await;
+            shutdown.cancel();
+        });
+    }
+    let consumer = Consumer::new(args.kafka.member()).topics(&args.kafka.topics);
+    let handler = Handler::new(args.work, effects);
+    let each = once.each(move |message: Message, claim: Claim| {
+        let handler = handler.clone();
+        async move { handler.handle(&message, &claim).await }
+    });
+    Ok(consumer.run(each, shutdown).await)
+}
+
+async fn once(args: &Args) -> Result<Once, String> {
+    let mut store = store::open(&args.once.store).await?;
+    if let Some(path) = &args.journal {
+        let journal = Journal::open(path);
+        let journal = journal.map_err(|e| format!("--journal {}: {e}; choose another file", path.display()))?;
+        store = Box::new(Journaled { store, journal });
+    }
+    Once::builder(store)
+        .scope(&args.kafka.group, "service")
+        .identify(args.once.identity.identity())
+        .mode(args.once.mode)
+        .lease(args.once.lease)
+        .retry(Retry::exponential(args.once.retry).attempts(args.once.attempts))
+        .build()
+        .await
+        .map_err(|e| format!("--store: {e}"))
+}
+
+/// Cancelled at SIGTERM and SIGINT.
+fn shutdown_signal() -> CancellationToken {
+    use tokio::signal::unix::{SignalKind, signal};
+    let token = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let token = token.clone();
+        let Ok(mut signal) = signal(kind) else { continue };
+        tokio::spawn(async move {
+            signal.recv().await;
+            token.cancel();
+        });
+    }
+    token
+}
+
+fn done(summary: &Summary, took: Duration) -> String {
+    let seconds = took.as_secs_f64();
+    format!(
+        "DONE delivered={} handled={} duplicates={} dead={} seconds={seconds:.1} per_second={:.0}",
+        summary.delivered,
+        summary.handled,
+        summary.duplicates(),
+        summary.dead,
+        summary.delivered as f64 / seconds
+    )
+}
