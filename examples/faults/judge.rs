@@ -58,6 +58,7 @@ pub enum What {
     /// Trouble between this process and the store.
     StoreLink(Pid),
     StoreDown,
+    /// At one moment, while it was down.
     StoreEmptied,
 }
 
@@ -172,6 +173,8 @@ fn max_stall(effects: &[Effect]) -> Time {
 /// One claim: a process, a key and a fence. Asking again gives the same claim.
 #[derive(Debug)]
 struct Claim {
+    /// How often the store had been emptied before: then fences begin anew.
+    era: usize,
     pid: Pid,
     fence: u64,
     asked: Time,
@@ -194,13 +197,17 @@ impl<'a> History<'a> {
         lines.sort_by_key(|line| line.at);
         let mut claims: HashMap<&str, Vec<Claim>> = HashMap::new();
         let mut dead = HashSet::new();
+        let emptied = evidence.faults.iter().filter(|fault| fault.what == What::StoreEmptied);
+        let emptied: Vec<Time> = emptied.map(|fault| fault.from).collect();
         for line in lines {
+            let era = emptied.iter().filter(|time| **time < line.at).count();
             match &line.entry {
                 Entry::Claimed { key, fence, asked } => {
                     let of_key = claims.entry(key).or_default();
-                    match find(of_key, line.pid, *fence) {
+                    match find(of_key, line.pid, *fence).filter(|same| same.era == era) {
                         Some(same) => same.renewed.push((*asked, line.at)),
                         None => of_key.push(Claim {
+                            era,
                             pid: line.pid,
                             fence: *fence,
                             asked: *asked,
@@ -247,22 +254,19 @@ impl<'a> History<'a> {
             (a, b) = (b, a);
             effect_of_a = second;
         }
-        let emptied =
-            |fault: &&Fault| fault.what == What::StoreEmptied && fault.to >= a.asked && fault.from <= b.granted;
-        if self.evidence.faults.iter().any(|fault| emptied(&fault)) {
+        if a.era < b.era {
             return Ok("forgotten");
         }
-        if a.granted == b.granted && a.pid == b.pid {
+        let same = a.granted == b.granted && a.pid == b.pid;
+        let before = if same { second.at } else { b.asked };
+        let of_key = self.claims.get(first.key.as_str()).map_or(&[][..], Vec::as_slice);
+        let succeeded = of_key.iter().filter(|claim| claim.era == b.era).flat_map(|claim| &claim.settled);
+        if let Some((at, _)) = succeeded.into_iter().find(|(at, success)| *success && *at < before) {
+            return Err(format!("again although the store had acknowledged its success at {at}"));
+        }
+        if same {
             let hindrance = self.hindrance(a, a.asked, second.at, first.at);
             return hindrance.ok_or_else(|| "twice under one claim, and nothing hindered its member".into());
-        }
-        let of_key = self.claims.get(first.key.as_str()).map_or(&[][..], Vec::as_slice);
-        let succeeded = of_key.iter().flat_map(|claim| &claim.settled).find(|(at, success)| *success && *at < b.asked);
-        if let Some((at, _)) = succeeded {
-            return Err(format!(
-                "claimed again at {} although the store had acknowledged its success at {at}",
-                b.asked
-            ));
         }
         let hindrance = self.hindrance(a, a.asked, b.granted, effect_of_a.at);
         if a.settled.iter().any(|(at, _)| *at < b.granted) {

@@ -103,7 +103,7 @@ async fn once(args: &Args) -> Result<Once, String> {
         .retry(Retry::exponential(args.once.retry).attempts(args.once.attempts))
         .build()
         .await
-        .map_err(|e| format!("--store: {e}"))
+        .map_err(|e| store::cannot_build(&e))
 }
 
 /// Cancelled at SIGTERM and SIGINT.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use hapax::Once;
 use hapax::store::{DedupStore, MemoryStore, MysqlStore, PostgresStore, RedisStore, SqliteStore, StoreError};
+use hapax::{BuildError, Once};
 
 const PURGE_EVERY: Duration = Duration::from_secs(60);
 /// Few enough that nobody has to wait for it.
@@ -33,6 +33,15 @@ fn cure(error: &StoreError) -> String {
         "check the URL and what it names"
     };
     format!("--store: {}; {cure}", error.to_string().trim_end_matches('.'))
+}
+
+/// What to do when the store is there and cannot be used.
+pub fn cannot_build(error: &BuildError) -> String {
+    match error {
+        BuildError::Store(error) => cure(error),
+        // The others say it themselves.
+        other => format!("--store: {other}"),
+    }
 }
 
 /// Removes what is past its retention, bit by bit, for as long as it is awaited. Redis expires by itself.

@@ -1,0 +1,264 @@
+//! The judge of `scripts/faults`: what it must find, and what it must let pass. A run that ends well shows nothing about that.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../examples/faults/judge.rs"]
+#[allow(dead_code)]
+mod judge;
+
+use std::collections::BTreeSet;
+
+use judge::{Effect, Entry, Evidence, Fault, Line, Pid, Time, Verdict, What, judge, read_journal};
+
+const SECOND: Time = 1_000_000;
+const LEASE: Time = 3 * SECOND;
+
+/// Evidence told in seconds.
+#[derive(Default)]
+struct Case(Evidence);
+
+impl Case {
+    fn new(ids: &[&str]) -> Self {
+        Self(Evidence { produced: set(ids), lease: LEASE, ..Evidence::default() })
+    }
+
+    fn line(mut self, at: f64, pid: Pid, entry: Entry) -> Self {
+        self.0.lines.push(Line { at: time(at), pid, entry });
+        self
+    }
+
+    fn claimed(self, at: f64, pid: Pid, id: &str, fence: u64) -> Self {
+        self.line(at, pid, Entry::Claimed { key: key(id), fence, asked: time(at) - 1_000 })
+    }
+
+    fn settled(self, at: f64, pid: Pid, id: &str, fence: u64, success: bool) -> Self {
+        self.line(at, pid, Entry::Settled { key: key(id), fence, success, dead: false })
+    }
+
+    fn effect(mut self, at: f64, pid: Pid, id: &str, fence: u64) -> Self {
+        self.0.effects.push(Effect { id: id.into(), key: key(id), fence, pid, at: time(at) });
+        self
+    }
+
+    fn fault(mut self, from: f64, to: f64, what: What) -> Self {
+        self.0.faults.push(Fault { from: time(from), to: time(to), what });
+        self
+    }
+
+    fn hopeless(mut self, ids: &[&str]) -> Self {
+        self.0.hopeless = set(ids);
+        self
+    }
+
+    fn verdict(&self) -> Verdict {
+        judge(&self.0)
+    }
+
+    /// One effect doubled, for this cause.
+    fn is_explained_by(&self, cause: &str) {
+        let verdict = self.verdict();
+        assert!(verdict.is_good(), "{verdict:#?}");
+        assert_eq!((verdict.doubled, verdict.explained), (1, 1));
+        assert_eq!(verdict.causes.get(cause), Some(&1), "{:?}", verdict.causes);
+    }
+
+    fn is_refused_for(&self, words: &str) {
+        let verdict = self.verdict();
+        assert!(!verdict.is_good());
+        assert!(verdict.wrong.iter().chain(&verdict.lost).any(|wrong| wrong.contains(words)), "{verdict:#?}");
+    }
+}
+
+fn set(ids: &[&str]) -> BTreeSet<String> {
+    ids.iter().map(|id| (*id).to_owned()).collect()
+}
+
+fn time(seconds: f64) -> Time {
+    100 * SECOND + (seconds * SECOND as f64) as Time
+}
+
+fn key(id: &str) -> String {
+    format!("key of {id}")
+}
+
+/// Claimed and done by 1, then by 2, `gap` seconds later.
+fn twice(gap: f64) -> Case {
+    Case::new(&["a"]).claimed(1.0, 1, "a", 1).effect(1.1, 1, "a", 1).claimed(1.0 + gap, 2, "a", 2).effect(
+        1.1 + gap,
+        2,
+        "a",
+        2,
+    )
+}
+
+#[test]
+fn one_effect_each_is_good() {
+    let case = Case::new(&["a", "b"]).claimed(1.0, 1, "a", 1).effect(1.1, 1, "a", 1).settled(1.2, 1, "a", 1, true);
+    let case = case.claimed(1.0, 1, "b", 1).effect(4.0, 1, "b", 1);
+    let verdict = case.verdict();
+    assert!(verdict.is_good());
+    assert_eq!((verdict.distinct, verdict.effects, verdict.doubled), (2, 2, 0));
+    assert_eq!(verdict.max_stall, time(4.0) - time(1.1));
+}
+
+#[test]
+fn a_message_without_effect_is_lost() {
+    let verdict = Case::new(&["a", "b"]).claimed(1.0, 1, "a", 1).effect(1.1, 1, "a", 1).verdict();
+    assert_eq!(verdict.lost, ["b"]);
+    assert!(!verdict.is_good());
+}
+
+#[test]
+fn an_effect_that_nobody_asked_for_is_wrong() {
+    Case::new(&[]).claimed(1.0, 1, "a", 1).effect(1.1, 1, "a", 1).is_refused_for("nobody produced");
+}
+
+#[test]
+fn what_never_succeeds_must_be_dead_without_effect() {
+    let dead = |at| Line { at: time(at), pid: 1, entry: Entry::Dead { key: key("a") } };
+    let mut case = Case::new(&["a"]).hopeless(&["a"]);
+    case.is_refused_for("but 0 are dead");
+    case.0.lines.push(dead(1.0));
+    assert!(case.verdict().is_good());
+    assert_eq!(case.verdict().dead, 1);
+    case.claimed(0.5, 1, "a", 1).effect(0.6, 1, "a", 1).is_refused_for("never succeeds");
+    // Given up, and should not have been.
+    let mut case = Case::new(&["b"]);
+    case.0.lines.push(dead(1.0));
+    assert_eq!(case.verdict().lost, ["b"]);
+}
+
+#[test]
+fn dead_letters_are_those_that_never_succeed() {
+    let mut case = Case::new(&["a", "b"]).hopeless(&["a"]).claimed(1.0, 1, "b", 1).effect(1.1, 1, "b", 1);
+    case.0.lines.push(Line { at: time(1.0), pid: 1, entry: Entry::Dead { key: key("a") } });
+    case.0.letters = Some(set(&["a"]));
+    assert!(case.verdict().is_good());
+    case.0.letters = Some(set(&[]));
+    assert_eq!(case.verdict().lost, ["a"]);
+    case.0.letters = Some(set(&["a", "b"]));
+    case.is_refused_for("a dead letter of b");
+}
+
+#[test]
+fn a_kill_between_effect_and_settle_explains() {
+    twice(3.5).fault(1.2, 1e9, What::Killed(1)).is_explained_by("killed");
+}
+
+#[test]
+fn a_stop_explains_whichever_effect_came_first() {
+    twice(4.0).fault(1.15, 12.0, What::Paused(1)).is_explained_by("paused");
+    // Stopped between claim and effect: the other one was quicker.
+    let case = Case::new(&["a"]).claimed(1.0, 1, "a", 1).claimed(4.5, 2, "a", 2).effect(4.6, 2, "a", 2);
+    let case = case.settled(4.7, 2, "a", 2, true).effect(12.1, 1, "a", 1);
+    case.fault(1.05, 12.0, What::Paused(1)).is_explained_by("paused");
+    case_of_nobody_hindered().is_refused_for("nothing hindered");
+}
+
+fn case_of_nobody_hindered() -> Case {
+    Case::new(&["a"]).claimed(1.0, 1, "a", 1).claimed(4.5, 2, "a", 2).effect(4.6, 2, "a", 2).effect(12.1, 1, "a", 1)
+}
+
+#[test]
+fn a_store_out_of_reach_and_a_starved_machine_explain() {
+    twice(3.5).fault(0.9, 5.0, What::StoreLink(1)).is_explained_by("cut off");
+    twice(3.5).fault(1.2, 4.0, What::StoreDown).is_explained_by("store down");
+    twice(3.5).line(4.4, 1, Entry::Stalled { since: time(1.2) }).is_explained_by("starved");
+}
+
+#[test]
+fn somebody_elses_trouble_explains_nothing() {
+    for what in [What::Killed(2), What::Paused(3), What::StoreLink(2)] {
+        twice(3.5).fault(1.2, 1e9, what).is_refused_for("nothing hindered");
+    }
+    twice(3.5).line(4.4, 2, Entry::Stalled { since: time(1.2) }).is_refused_for("nothing hindered");
+    twice(3.5).is_refused_for("nothing hindered");
+}
+
+#[test]
+fn trouble_before_or_long_after_explains_nothing() {
+    twice(3.5).fault(0.1, 0.9, What::StoreLink(1)).is_refused_for("nothing hindered");
+    // A settle that took so long was no victim of the kill.
+    twice(20.0).fault(15.0, 1e9, What::Killed(1)).is_refused_for("nothing hindered");
+}
+
+#[test]
+fn nobody_may_claim_within_a_lease() {
+    twice(1.5).fault(1.2, 1e9, What::Killed(1)).is_refused_for("the lease ran until");
+    // Renewed at 2.0: it runs until 5.0.
+    let renewed = Entry::Extended { key: key("a"), fence: 1, asked: time(2.0) };
+    twice(3.5).line(2.001, 1, renewed.clone()).fault(2.2, 1e9, What::Killed(1)).is_refused_for("the lease ran until");
+    twice(4.5).line(2.001, 1, renewed).fault(2.2, 1e9, What::Killed(1)).is_explained_by("killed");
+}
+
+#[test]
+fn nobody_may_claim_what_the_store_has_as_succeeded() {
+    let case = twice(9.0).settled(1.2, 1, "a", 1, true);
+    case.is_refused_for("acknowledged its success");
+    case.fault(1.3, 1e9, What::Killed(1)).is_refused_for("acknowledged its success");
+}
+
+#[test]
+fn only_an_emptied_store_may_forget() {
+    let forgotten = || {
+        // Fences begin anew.
+        let case = Case::new(&["a"]).claimed(1.0, 1, "a", 1).effect(1.1, 1, "a", 1).settled(1.2, 1, "a", 1, true);
+        case.claimed(6.0, 1, "a", 1).effect(6.1, 1, "a", 1).settled(6.2, 1, "a", 1, true)
+    };
+    forgotten().fault(5.0, 5.0, What::StoreEmptied).is_explained_by("forgotten");
+    forgotten().fault(4.9, 5.1, What::StoreDown).is_refused_for("");
+    forgotten().fault(0.5, 0.5, What::StoreEmptied).is_refused_for("");
+    forgotten().fault(7.0, 7.0, What::StoreEmptied).is_refused_for("");
+}
+
+#[test]
+fn an_effect_that_was_given_back_needs_a_reason() {
+    twice(0.5).settled(1.3, 1, "a", 1, false).is_refused_for("given back");
+    twice(0.5).settled(1.3, 1, "a", 1, false).fault(1.05, 1.2, What::Paused(1)).is_explained_by("paused");
+}
+
+#[test]
+fn effects_without_a_claim_are_refused() {
+    let case = Case::new(&["a"]).effect(1.0, 1, "a", 0).effect(9.0, 2, "a", 0);
+    case.fault(1.1, 1e9, What::Killed(1)).is_refused_for("without a claim");
+}
+
+#[test]
+fn three_effects_need_two_causes() {
+    let three = twice(3.5).claimed(9.0, 3, "a", 3).effect(9.1, 3, "a", 3).fault(1.2, 1e9, What::Killed(1));
+    let verdict = three.verdict();
+    assert_eq!((verdict.doubled, verdict.explained, verdict.is_good()), (2, 1, false));
+    let verdict = three.fault(4.7, 1e9, What::Killed(2)).verdict();
+    assert_eq!((verdict.doubled, verdict.explained, verdict.is_good()), (2, 2, true));
+}
+
+#[test]
+fn journals_are_read_as_the_service_writes_them() {
+    let text = "7 start 42\n\
+                8 claimed abc fence=2 attempt=3 took_over=true asked=6\n\
+                9 extended abc fence=2 asked=8\n\
+                10 settled abc fence=2 succeeded Late\n\
+                11 settled abc fence=2 succeeded Refused\n\
+                12 settled abc fence=2 failed Buried\n\
+                13 settled abc fence=2 dead Settled\n\
+                14 settled abc fence=2 dead Refused\n\
+                15 settled abc fence=2 released Settled\n\
+                16 dead abc\n\
+                20 stalled since=17\n\
+                21 claimed abc fen";
+    let key = || "abc".to_owned();
+    let settled = |success, dead| Entry::Settled { key: key(), fence: 2, success, dead };
+    let expected = [
+        (8, Entry::Claimed { key: key(), fence: 2, asked: 6 }),
+        (9, Entry::Extended { key: key(), fence: 2, asked: 8 }),
+        (10, settled(true, false)),
+        (11, settled(false, false)),
+        (12, settled(false, true)),
+        (13, settled(false, true)),
+        (14, settled(false, false)),
+        (15, settled(false, false)),
+        (16, Entry::Dead { key: key() }),
+        (20, Entry::Stalled { since: 17 }),
+    ];
+    assert_eq!(read_journal(42, text), expected.map(|(at, entry)| Line { at, pid: 42, entry }));
+}
