@@ -219,11 +219,11 @@ fn read_topic(
     until: Instant,
     answer: &mpsc::Sender<(usize, Look)>,
 ) -> KafkaResult<()> {
-    let mut list = TopicPartitionList::with_capacity(wanted.len());
+    let mut at = TopicPartitionList::with_capacity(wanted.len());
     for Wanted { place: (topic, partition), witness, .. } in wanted {
-        list.add_partition_offset(topic, *partition, Offset::Offset(witness.offset))?;
+        at.add_partition_offset(topic, *partition, Offset::Offset(witness.offset))?;
     }
-    client.assign(&list)?;
+    client.assign(&at)?;
     let mut open: HashMap<i32, &Wanted> = wanted.iter().map(|wanted| (wanted.place.1, wanted)).collect();
     while !open.is_empty() && Instant::now() < until {
         let (partition, look) = match client.poll(left(until).min(Duration::from_millis(20))) {
