@@ -125,7 +125,9 @@ pub(super) fn reader_config(client: &ClientConfig) -> ClientConfig {
         .set("fetch.wait.max.ms", "20")
         // One message is enough; the broker sends at least one batch.
         .set("fetch.message.max.bytes", "16384")
-        .set("queued.min.messages", "1");
+        .set("queued.min.messages", "10")
+        // librdkafka's own 1000 often keeps the first fetch back for a second.
+        .set("fetch.queue.backoff.ms", "1");
     config
 }
 
@@ -246,12 +248,7 @@ fn read_topic(
                 debug!(%error, "while committed offsets were compared");
                 continue;
             }
-            None => {
-                // librdkafka's thread for the broker often sleeps a second before its first fetch. A question wakes it.
-                let waiting: Vec<Place> = open.values().map(|wanted| wanted.place.clone()).collect();
-                let _ = client.offsets_for_times(list(&waiting, Offset::End), left(until));
-                continue;
-            }
+            None => continue,
         };
         if let Some(wanted) = open.remove(&partition) {
             let _ = answer.send((wanted.at, look));
