@@ -1,0 +1,114 @@
+//! Bugs to build in, so that the simulator can show that it finds them: in the engine, and in what stands around it.
+
+use hapax::engine::Flaw;
+
+use super::plan::Plan;
+use super::run::{self, Options};
+
+/// Bugs outside the engine: in the store, the driver, the identity. Most of them are shipped in real libraries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverFlaw {
+    /// Two fields are joined by a separator, so that two identities share a key.
+    JoinedKey,
+    /// Whoever asks may end a claim.
+    SettleWithoutToken,
+    /// A failed message's record is deleted.
+    DeleteOnError,
+    /// A claim looks first and writes then.
+    CheckThenAct,
+    /// What was once claimed here counts as handled.
+    CacheOfClaimed,
+    /// The client commits by itself what it has delivered.
+    CommitDelivered,
+    /// Leases are not renewed.
+    NoRenewal,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flaws {
+    pub engine: Option<Flaw>,
+    pub driver: Option<DriverFlaw>,
+}
+
+/// All of the engine's.
+pub const ENGINE: [Flaw; 12] = [
+    Flaw::CommitBeforeSettle,
+    Flaw::SwallowSettleError,
+    Flaw::FailOpen,
+    Flaw::RetryWithoutClaim,
+    Flaw::PassInFlight,
+    Flaw::CommitPastGap,
+    Flaw::LateResultsCount,
+    Flaw::CommitLost,
+    Flaw::IgnoreTwins,
+    Flaw::ForgetOrder,
+    Flaw::SettleBeforeLetter,
+    Flaw::PassReleased,
+];
+
+/// All of the driver's.
+pub const DRIVER: [DriverFlaw; 7] = [
+    DriverFlaw::JoinedKey,
+    DriverFlaw::SettleWithoutToken,
+    DriverFlaw::DeleteOnError,
+    DriverFlaw::CheckThenAct,
+    DriverFlaw::CacheOfClaimed,
+    DriverFlaw::CommitDelivered,
+    DriverFlaw::NoRenewal,
+];
+
+impl Flaws {
+    pub fn all() -> Vec<Self> {
+        let engine = ENGINE.iter().map(|flaw| Self { engine: Some(*flaw), driver: None });
+        let driver = DRIVER.iter().map(|flaw| Self { engine: None, driver: Some(*flaw) });
+        engine.chain(driver).collect()
+    }
+
+    pub fn name(&self) -> String {
+        match (self.engine, self.driver) {
+            (Some(flaw), _) => format!("{flaw:?}"),
+            (None, Some(flaw)) => format!("{flaw:?}"),
+            (None, None) => "none".into(),
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all().into_iter().find(|flaws| flaws.name() == name)
+    }
+
+    /// The number of the record that an identity has.
+    pub fn key(&self, plan: &Plan, identity: u32) -> u32 {
+        if self.driver == Some(DriverFlaw::JoinedKey) { plan.joined(identity) } else { identity }
+    }
+}
+
+/// A flaw that was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Seeds that it took.
+    pub seeds: u64,
+    pub invariant: &'static str,
+}
+
+/// Runs seeds from 0 until the flaw shows.
+pub fn hunt(flaws: Flaws, most: u64) -> Option<Found> {
+    (0..most).find_map(|seed| {
+        let report = run::seed(seed, &Options { flaws, ..Options::default() });
+        let violation = report.violation?;
+        Some(Found { seeds: seed + 1, invariant: violation.invariant })
+    })
+}
+
+/// The table of what was found.
+pub fn table(found: &[(Flaws, Option<Found>)]) -> String {
+    let mut table = format!("{:<20} | {:<6} | {:>17} | {}\n", "flaw", "in", "seeds until found", "by invariant");
+    for (flaws, found) in found {
+        let place = if flaws.engine.is_some() { "engine" } else { "driver" };
+        let (seeds, by) = match found {
+            Some(found) => (found.seeds.to_string(), found.invariant),
+            None => ("not found".into(), "-"),
+        };
+        table += &format!("{:<20} | {place:<6} | {seeds:>17} | {by}\n", flaws.name());
+    }
+    table
+}

@@ -1,0 +1,29 @@
+//! A seeded world around the engine that runs in production: brokers, a store, processes, and everything that goes wrong with them.
+//!
+//! One number decides everything. The world is a queue of timed events; whatever happens is written to a history, and a checker holds the
+//! history to the invariants entry by entry. It is shared by `examples/simulate` and `tests/simulator`.
+//!
+//! ```text
+//!   plan.rs      what the seed decides: messages, settings, weather, faults
+//!   world.rs     the queue of events, faults, beginnings and ends
+//!   process.rs   one process: an engine and what its driver keeps
+//!   kafka.rs     its Kafka thread            group.rs   the coordinator
+//!   drive.rs     its calls to the store      store.rs   the store, on the crate's pure record rules
+//!   handlers.rs  its handlers
+//!   history.rs   what happened               check.rs   the invariants
+//!   flaws.rs     bugs to build in            run.rs     seeds, one or many
+//! ```
+
+pub mod check;
+pub mod drive;
+pub mod flaws;
+pub mod group;
+pub mod handlers;
+pub mod history;
+pub mod kafka;
+pub mod plan;
+pub mod process;
+pub mod random;
+pub mod run;
+pub mod store;
+pub mod world;
