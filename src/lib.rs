@@ -77,14 +77,16 @@ pub mod store;
 mod wrapper;
 
 #[cfg(feature = "kafka")]
-pub use consumer::{Consumer, ConsumerError, Message, Summary};
+pub use consumer::{
+    Batch, Consumer, ConsumerError, DeadLetter, Each, Handed, Message, Order, Summary, plain, redrive, shutdown_signal,
+};
 pub use level::Level;
 pub use retry::Retry;
 #[cfg(feature = "json")]
 pub use wrapper::AsJson;
 pub use wrapper::{
-    At, BatchDone, BuildError, CallError, Claim, Commit, Counts, Done, Each, EachError, ErrorClass, Failure, Fatal,
-    Findings, Finished, HandleError, HandlerError, Kept, MIN_LEASE, Mode, OnConflict, Once, OnceBuilder, Stage, Unkept,
+    At, BatchDone, BuildError, CallError, Claim, Commit, Counts, Done, ErrorClass, Failure, Fatal,
+    Findings, HandleError, HandlerError, Kept, MIN_LEASE, Mode, OnConflict, Once, OnceBuilder, Stage, Unavailable, Unkept,
     Unsettled,
 };
 

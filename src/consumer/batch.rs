@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tracing::Instrument;
 
-use super::handling2::{Drive, Few, Handed, Needs, debug_once, describe};
+use super::handling::{Drive, Few, Handed, Needs, debug_once, describe};
 use crate::wrapper::drive::{Ended, Fault};
 use crate::wrapper::{Failure, HandlerError, Kept, Once};
 

@@ -1,45 +1,51 @@
-//! How the Kafka thread hears of everything: one place where lanes put reports, and one bell to wake it.
+//! How the Kafka thread hears of everything: one place where words for it are put, and one bell to wake it.
 
+use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::lane::Report;
+use super::committer::Answered;
+use super::link::Request;
 
-/// What the Kafka thread waits for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Wait {
-    /// It does not wait.
-    #[default]
-    No,
-    /// Messages, or to be told to stop. Reports can wait until it wakes.
-    Ring,
-    /// So many reports as well.
-    Reports(usize),
+/// What the Kafka thread hears.
+#[derive(Debug)]
+pub(super) enum Word {
+    /// The pump asks for something.
+    Request(Request),
+    /// The broker answered a commit.
+    Committed(Answered),
 }
 
 #[derive(Default)]
 struct State {
-    reports: Vec<Report>,
+    words: Vec<Word>,
     rung: bool,
-    waiting: Wait,
+    waiting: bool,
 }
 
 impl State {
     fn is_over(&self) -> bool {
-        self.rung || matches!(self.waiting, Wait::Reports(enough) if self.reports.len() >= enough)
+        self.rung || !self.words.is_empty()
     }
 }
 
-/// Rung by lanes that end, by librdkafka when messages have come, and by whoever stops the consumer.
+/// Rung by the pump when it asks for something, by the gate when there is room again, by librdkafka when messages have come, and by
+/// whoever stops the consumer. Never once for each message: a wake-up costs more than a message.
 #[derive(Default)]
 pub(super) struct Bell {
     state: Mutex<State>,
     wake: Condvar,
 }
 
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bell").finish_non_exhaustive()
+    }
+}
+
 impl Bell {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held; were it so, the reports would still be whole.
+        // Nothing panics while it is held; were it so, the words would still be whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -50,37 +56,35 @@ impl Bell {
         self.wake(state);
     }
 
-    /// Hands a report over. That alone wakes the Kafka thread only where it waits for reports: a wake-up for each
-    /// message would cost more than the message.
-    pub(super) fn report(&self, report: Report) {
+    /// Tells the Kafka thread something.
+    pub(super) fn tell(&self, word: Word) {
         let mut state = self.lock();
-        if !matches!(report, Report::Finished { .. }) {
-            state.rung = true;
-        }
-        state.reports.push(report);
+        state.words.push(word);
         self.wake(state);
     }
 
     fn wake(&self, state: MutexGuard<'_, State>) {
-        let wake = state.waiting != Wait::No && state.is_over();
+        let wake = state.waiting;
         drop(state);
         if wake {
             self.wake.notify_one();
         }
     }
 
-    /// Moves all reports to `into`, which must be empty.
-    pub(super) fn take(&self, into: &mut Vec<Report>) {
-        std::mem::swap(&mut self.lock().reports, into);
+    /// Moves all words to `into`, which must be empty.
+    pub(super) fn take(&self, into: &mut Vec<Word>) {
+        std::mem::swap(&mut self.lock().words, into);
     }
 
-    /// Waits, at most for `timeout`; not at all if there was a ring since the last wait.
-    pub(super) fn wait(&self, what: Wait, timeout: Duration) {
+    /// Waits, at most for `timeout`; not at all if there was a ring since the last wait, or a word is there. Answers whether it was so.
+    pub(super) fn wait(&self, timeout: Duration) -> bool {
         let mut state = self.lock();
-        state.waiting = what;
+        state.waiting = true;
         let waited = self.wake.wait_timeout_while(state, timeout, |state| !state.is_over());
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.waiting = Wait::No;
+        let over = state.is_over();
+        state.waiting = false;
         state.rung = false;
+        over
     }
 }

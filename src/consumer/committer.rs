@@ -2,79 +2,121 @@
 //!
 //! rdkafka 0.39 answers an asynchronous commit never: librdkafka posts its outcome only to a callback that rdkafka's event
 //! interface does not set. A synchronous commit is answered, but blocks for as long as the coordinator is away. So commits are
-//! synchronous on a thread of their own, one after the other, and the Kafka thread hears of the outcome as of any other report.
+//! synchronous on a thread of their own, one after the other, and the Kafka thread hears of the outcome at its bell.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Weak, mpsc};
 use std::thread;
 
 use rdkafka::consumer::{CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
 
-use super::bell::Bell;
-use super::context::{Client, list};
-use super::lane::Report;
-use super::partitions::Position;
+use super::bell::{Bell, Word};
+use super::context::Client;
+use crate::engine::Position;
 
 /// Numbers commits in the order in which they are asked for and answered.
 pub(super) type Ticket = u64;
 
-struct Request {
+#[derive(Debug)]
+struct Task {
     ticket: Ticket,
     positions: Vec<Position>,
+    tell: bool,
+}
+
+/// What became of a commit.
+#[derive(Debug, Default)]
+pub(super) struct Answered {
+    /// Its number.
+    pub(super) ticket: Ticket,
+    /// Whether the pump waits for the answer.
+    pub(super) tell: bool,
+    /// The broker said yes.
+    pub(super) accepted: Vec<Position>,
+    /// The broker said no: positions that share one answer.
+    pub(super) refused: Vec<(Vec<Position>, KafkaError)>,
+    /// The partitions were not ours any more: the broker was not asked.
+    pub(super) over: Vec<Position>,
 }
 
 /// Commits, one request after the other.
 #[derive(Debug)]
 pub(super) struct Committer {
-    requests: mpsc::Sender<Request>,
-}
-
-impl std::fmt::Debug for Request {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Request").field("ticket", &self.ticket).finish_non_exhaustive()
-    }
+    tasks: mpsc::Sender<Task>,
 }
 
 impl Committer {
     pub(super) fn start(client: Weak<Client>, bell: Arc<Bell>) -> std::io::Result<Self> {
-        let (requests, waiting) = mpsc::channel();
+        let (tasks, waiting) = mpsc::channel();
         let work = move || {
             // Ends with the client, in which the sender lives.
-            while let Ok(Request { ticket, positions }) = waiting.recv() {
+            while let Ok(Task { ticket, positions, tell }) = waiting.recv() {
                 let Some(client) = client.upgrade() else { return };
-                bell.report(Report::Committed { ticket, outcomes: commit(&client, positions) });
+                bell.tell(Word::Committed(commit(&client, ticket, positions, tell)));
             }
         };
         thread::Builder::new().name("hapax-commit".into()).spawn(work)?;
-        Ok(Self { requests })
+        Ok(Self { tasks })
     }
 
-    pub(super) fn ask(&self, ticket: Ticket, positions: Vec<Position>) {
-        let _ = self.requests.send(Request { ticket, positions });
+    /// Asks for a commit. With `tell`, the pump is to hear of it.
+    pub(super) fn ask(&self, ticket: Ticket, positions: Vec<Position>, tell: bool) {
+        let _ = self.tasks.send(Task { ticket, positions, tell });
     }
-}
-
-/// What became of a commit: positions that share one answer of the broker.
-#[derive(Debug)]
-pub(super) struct CommitOutcome {
-    pub(super) positions: Vec<Position>,
-    pub(super) result: KafkaResult<()>,
 }
 
 /// Commits topic by topic: librdkafka calls a commit successful if it was for one partition of many, and those of one topic
 /// are refused together.
-fn commit(client: &Client, mut positions: Vec<Position>) -> Vec<CommitOutcome> {
-    positions.sort_unstable_by(|a, b| a.topic.cmp(&b.topic));
-    positions
-        .chunk_by(|a, b| a.topic == b.topic)
-        .map(|same| {
-            let result = match client.commit(&list(same), CommitMode::Sync) {
-                Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
-                result => result,
-            };
-            CommitOutcome { positions: same.to_vec(), result }
-        })
-        .collect()
+fn commit(client: &Client, ticket: Ticket, positions: Vec<Position>, tell: bool) -> Answered {
+    // Asked now, and not when the commit was asked for: one before it may have waited for the coordinator all through a rebalance.
+    let (mut ours, over) = ours(client, positions);
+    let mut answered = Answered { ticket, tell, over, ..Answered::default() };
+    ours.sort_unstable_by(|a, b| a.topic.cmp(&b.topic));
+    for same in ours.chunk_by(|a, b| a.topic == b.topic) {
+        match client.commit(&list(same), CommitMode::Sync) {
+            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {
+                answered.accepted.extend_from_slice(same);
+            }
+            Err(error) => answered.refused.push((same.to_vec(), error)),
+        }
+    }
+    answered
+}
+
+/// Tells positions of partitions that are ours from the others.
+///
+/// A position of an epoch that is over is never committed. Storing an offset is refused, partition by partition, where librdkafka knows that
+/// we are not the owner; committing is not.
+fn ours(client: &Client, positions: Vec<Position>) -> (Vec<Position>, Vec<Position>) {
+    let (ours, mut over): (Vec<_>, Vec<_>) =
+        positions.into_iter().partition(|position| client.context().is_ours(position.epoch));
+    if ours.is_empty() {
+        return (ours, over);
+    }
+    let stored = list(&ours);
+    let result = client.store_offsets(&stored);
+    let refused: HashSet<(String, i32)> = stored
+        .elements()
+        .iter()
+        .filter(|element| result.is_err() || element.error().is_err())
+        .map(|element| (element.topic().to_owned(), element.partition()))
+        .collect();
+    let (not_ours, ours): (Vec<_>, Vec<_>) = ours
+        .into_iter()
+        .partition(|position| refused.contains(&(position.topic.to_string(), position.partition)));
+    over.extend(not_ours);
+    (ours, over)
+}
+
+/// librdkafka's form of it.
+fn list(positions: &[Position]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(positions.len());
+    for position in positions {
+        let _ = list.add_partition_offset(&position.topic, position.partition, Offset::Offset(position.offset));
+    }
+    list
 }
 
 /// Whether a refused commit means that the partition is somebody else's, or about to be.

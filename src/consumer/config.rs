@@ -1,8 +1,11 @@
-//! Which client settings are refused, and which are added.
+//! What a consumer is set to: which settings are refused, and which are added.
 
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+
+use crate::engine::Order;
+use crate::retry::Retry;
 
 /// Kafka's own default of `max.poll.interval.ms`.
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
@@ -10,7 +13,15 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(45);
 const DRAIN: Duration = Duration::from_secs(10);
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const COMMIT_AFTER: u64 = 50_000;
-const INTAKE: usize = 2_048;
+const CONCURRENCY: usize = 64;
+const MESSAGES: usize = 16_384;
+const BYTES: usize = 64 << 20;
+const PARTITION_MESSAGES: usize = 4_096;
+/// More messages in hand than this cannot be numbered.
+const MOST_MESSAGES: usize = 1 << 30;
+/// What a KIP-848 group takes from the broker, and librdkafka therefore refuses.
+const CLASSIC_ONLY: [&str; 4] =
+    ["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms", "group.protocol.type"];
 
 /// A setting with which the consumer does not start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,22 +45,76 @@ fn refuse(setting: &'static str, problem: impl Into<String>, cure: &'static str)
 pub(super) struct Wishes {
     pub(super) client: ClientConfig,
     pub(super) topics: Vec<String>,
-    pub(super) commit_every: Duration,
-    pub(super) commit_after: u64,
+    pub(super) options: Options,
     pub(super) drain: Option<Duration>,
-    pub(super) intake: usize,
+}
+
+/// How messages are handled, whatever the client is set to.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) order: Order,
+    pub(super) concurrency: usize,
+    pub(super) step_aside: bool,
+    /// `None`: what the handling says.
+    pub(super) retry: Option<Retry>,
+    /// Messages that may be delivered and unfinished, in all partitions.
+    pub(super) max_messages: usize,
+    /// Bytes of messages that may be alive.
+    pub(super) max_bytes: usize,
+    /// Unfinished messages from which on a partition is paused.
+    pub(super) partition_messages: usize,
+    pub(super) commit_every: Duration,
+    /// Commit early when this many messages finished.
+    pub(super) commit_after: u64,
+}
+
+impl Options {
+    const fn new() -> Self {
+        Self {
+            order: Order::Partition,
+            concurrency: CONCURRENCY,
+            step_aside: false,
+            retry: None,
+            max_messages: MESSAGES,
+            max_bytes: BYTES,
+            partition_messages: PARTITION_MESSAGES,
+            commit_every: COMMIT_EVERY,
+            commit_after: COMMIT_AFTER,
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let at_least_one = [
+            ("concurrency", self.concurrency, "is 0, so no handler could ever run."),
+            ("max_messages", self.max_messages, "is 0, so no message could ever be taken in."),
+            ("max_bytes", self.max_bytes, "is 0, so no message could ever be taken in."),
+            ("partition_messages", self.partition_messages, "is 0, so no message could ever be taken in."),
+        ];
+        for (setting, value, problem) in at_least_one {
+            if value == 0 {
+                return Err(refuse(setting, problem, "Give at least 1, or leave it out."));
+            }
+        }
+        if self.max_messages > MOST_MESSAGES {
+            return Err(refuse(
+                "max_messages",
+                format!("is {}, and so many messages are not kept in hand.", self.max_messages),
+                "Give at most 1,073,741,824; a few thousand keep any handler busy.",
+            ));
+        }
+        if self.commit_every.is_zero() {
+            return Err(refuse("commit_every", "is zero.", "Give the time between two commits, such as one second."));
+        }
+        if self.commit_after == 0 {
+            return Err(refuse("commit_after", "is 0.", "Give at least 1, or leave it out."));
+        }
+        Ok(())
+    }
 }
 
 impl Wishes {
     pub(super) const fn new(client: ClientConfig) -> Self {
-        Self {
-            client,
-            topics: Vec::new(),
-            commit_every: COMMIT_EVERY,
-            commit_after: COMMIT_AFTER,
-            drain: None,
-            intake: INTAKE,
-        }
+        Self { client, topics: Vec::new(), options: Options::new(), drain: None }
     }
 
     /// Checks everything that can be checked without a broker.
@@ -64,6 +129,9 @@ impl Wishes {
         if self.topics.is_empty() || self.topics.iter().any(String::is_empty) {
             return Err(refuse("topics", "are missing or empty.", "Name at least one with .topics([\"…\"])."));
         }
+        if let Some(topic) = self.topics.iter().find(|topic| topic.contains('\0')) {
+            return Err(refuse("topics", format!("name {topic:?}, which no topic can be called."), "Correct the name."));
+        }
         self.off("enable.auto.commit", "commits what was delivered, handled or not, and so loses messages.")?;
         self.off("auto.commit.enable", "commits what was delivered, handled or not, and so loses messages.")?;
         self.off("enable.auto.offset.store", "stores what was delivered, handled or not, and so loses messages.")?;
@@ -72,12 +140,8 @@ impl Wishes {
         if !backoff_set {
             self.client.set("fetch.queue.backoff.ms", "10");
         }
-        if self.commit_every.is_zero() {
-            return Err(refuse("commit_every", "is zero.", "Give the time between two commits, such as one second."));
-        }
-        if self.intake == 0 {
-            return Err(refuse("intake", "is zero, so no message could ever be taken in.", "Give at least 1."));
-        }
+        self.options.check()?;
+        self.protocol()?;
         let poll_interval = self.millis("max.poll.interval.ms")?.unwrap_or(MAX_POLL_INTERVAL);
         if self.drain.is_some_and(|drain| drain > poll_interval / 2) {
             return Err(refuse(
@@ -93,9 +157,7 @@ impl Wishes {
             group,
             backoff_set,
             topics: self.topics,
-            commit_every: self.commit_every,
-            commit_after: self.commit_after.max(1),
-            intake: self.intake,
+            options: self.options,
             client: self.client,
         })
     }
@@ -111,6 +173,21 @@ impl Wishes {
                 name,
                 format!("is {value:?}: {why}"),
                 "Remove it or set it to false; hapax commits what is finished.",
+            )),
+        }
+    }
+
+    /// KIP-848: the broker keeps the times and assigns the partitions.
+    fn protocol(&self) -> Result<(), ConfigError> {
+        if !self.given("group.protocol").is_some_and(|protocol| protocol.trim().eq_ignore_ascii_case("consumer")) {
+            return Ok(());
+        }
+        match CLASSIC_ONLY.into_iter().find(|name| self.client.get(name).is_some()) {
+            None => Ok(()),
+            Some(name) => Err(refuse(
+                name,
+                "is set together with group.protocol=consumer, where the broker decides about it.",
+                "Remove it, and set it for the group at the broker (group.remote.assignor chooses the assignor), or set group.protocol=classic.",
             )),
         }
     }
@@ -136,15 +213,11 @@ pub(super) struct Settings {
     pub(super) client: ClientConfig,
     pub(super) group: String,
     pub(super) topics: Vec<String>,
-    pub(super) commit_every: Duration,
-    /// Commit early when this many messages finished.
-    pub(super) commit_after: u64,
+    pub(super) options: Options,
     /// For how long running handlers are waited for.
     pub(super) drain: Duration,
     /// For how long a synchronous commit is waited for.
     pub(super) commit_wait: Duration,
-    /// Unfinished messages that one partition may have.
-    pub(super) intake: usize,
     /// Whether the user set `fetch.queue.backoff.ms`.
     pub(super) backoff_set: bool,
     pub(super) stall: Option<Duration>,
@@ -232,12 +305,48 @@ mod tests {
         long.drain = Some(Duration::from_millis(5_001));
         assert_eq!(refused(long), "drain_deadline");
         let mut never = wishes(&[]);
-        never.commit_every = Duration::ZERO;
+        never.options.commit_every = Duration::ZERO;
         assert_eq!(refused(never), "commit_every");
-        let mut none = wishes(&[]);
-        none.intake = 0;
-        assert_eq!(refused(none), "intake");
         assert_eq!(refused(wishes(&[("max.poll.interval.ms", "soon")])), "max.poll.interval.ms");
         assert_eq!(refused(wishes(&[("session.timeout.ms", "0")])), "session.timeout.ms");
+    }
+
+    #[test]
+    fn bounds_that_let_nothing_through_are_refused() {
+        let zero: [(&str, fn(&mut Options)); 6] = [
+            ("concurrency", |options| options.concurrency = 0),
+            ("max_messages", |options| options.max_messages = 0),
+            ("max_bytes", |options| options.max_bytes = 0),
+            ("partition_messages", |options| options.partition_messages = 0),
+            ("commit_after", |options| options.commit_after = 0),
+            ("max_messages", |options| options.max_messages = usize::MAX),
+        ];
+        for (setting, change) in zero {
+            let mut wishes = wishes(&[]);
+            change(&mut wishes.options);
+            assert_eq!(refused(wishes), setting);
+        }
+        let mut least = wishes(&[]);
+        let one = &mut least.options;
+        (one.concurrency, one.max_messages, one.max_bytes, one.partition_messages, one.commit_after) = (1, 1, 1, 1, 1);
+        assert!(least.check().is_ok());
+    }
+
+    #[test]
+    fn what_the_broker_decides_in_a_kip_848_group_is_refused() {
+        for name in CLASSIC_ONLY {
+            for protocol in ["consumer", "CONSUMER"] {
+                assert_eq!(refused(wishes(&[("group.protocol", protocol), (name, "6000")])), name);
+            }
+            assert!(wishes(&[("group.protocol", "classic"), (name, "6000")]).check().is_ok());
+        }
+        assert!(wishes(&[("group.protocol", "consumer")]).check().is_ok());
+    }
+
+    #[test]
+    fn names_that_no_topic_can_have_are_refused() {
+        let mut odd = wishes(&[]);
+        odd.topics.push("or\0ders".into());
+        assert_eq!(refused(odd), "topics");
     }
 }

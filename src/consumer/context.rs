@@ -1,66 +1,73 @@
-//! The Kafka side of the bookkeeping: what rdkafka calls back, and what is asked of it.
+//! The Kafka side of the bookkeeping: what rdkafka calls back, what the pump asks for, and what is asked of rdkafka.
 //!
-//! All of it runs on the Kafka thread, inside `poll` or beside it. The lock is never held while librdkafka or a lane is waited for.
+//! All of it runs on the Kafka thread, inside `poll` or beside it. The lock is never held while librdkafka or the pump is waited for.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError;
-use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, error, info, warn};
 
-use super::bell::{Bell, Wait};
-use super::committer::{CommitOutcome, Committer, Ticket, is_ownership_gone};
+use super::assignment::{Assignment, Owned, Pauses, Place};
+use super::bell::{Bell, Word};
+use super::committer::{Answered, Committer, Ticket, is_ownership_gone};
 use super::config::Settings;
+use super::gate::{Gate, Room, Valve};
 use super::handling::Failure;
-use super::lane::{Delivered, Lane, Report};
+use super::link::{Delivered, Drained, Input, Request};
 use super::message::{Filling, Message};
-use super::partitions::{Flow, Partitions, Position};
 use super::summary::Summary;
-use crate::frontier::{Epoch, Finish};
+use crate::engine::Position;
+use crate::frontier::Epoch;
 
 /// rdkafka's consumer with our callbacks.
 pub(super) type Client = BaseConsumer<Context>;
+
+/// For how long the pump may answer after the deadline that it was given, and the broker a question.
+const MARGIN: Duration = Duration::from_secs(2);
+/// While an answer of the pump is waited for, what it asks for is done this often.
+const SERVE: Duration = Duration::from_millis(20);
 
 /// Why the consumer ends by itself.
 #[derive(Debug)]
 pub(super) enum End {
     Message { topic: String, partition: i32, offset: i64, failure: Failure },
-    Lane { topic: String, partition: i32 },
+    Gone,
     Kafka { reason: String, source: KafkaError },
 }
 
 /// What changes.
 struct State {
-    partitions: Partitions,
-    lanes: HashMap<Epoch, Lane>,
-    /// Lanes of partitions that are gone, and when they are dropped at the latest.
-    leaving: Vec<(Instant, Lane)>,
+    assignment: Assignment,
+    valve: Valve,
     summary: Summary,
     end: Option<End>,
+    /// The pump was told to end.
+    closing: bool,
+    /// The pump said that it is gone: nothing of it is waited for.
+    gone: bool,
     /// librdkafka's last words about an error; they name the topic.
     reason: String,
-    finished_since_commit: u64,
     /// The last commit asked for.
     asked: Ticket,
     /// The last commit answered.
     answered: Ticket,
-    scratch: Vec<Report>,
+    scratch: Vec<Word>,
 }
-
-/// Starts the lane of an epoch.
-pub(super) type StartLane = Box<dyn Fn(Epoch) -> Lane + Send + Sync>;
 
 pub(super) struct Context {
     settings: Settings,
     bell: Arc<Bell>,
-    start_lane: StartLane,
+    inputs: UnboundedSender<Input>,
+    started: Instant,
     state: Mutex<State>,
     /// Grows with every callback: what was an empty poll, and what was not.
     events: AtomicU64,
@@ -68,21 +75,37 @@ pub(super) struct Context {
     committer: OnceLock<Committer>,
 }
 
+/// What the Kafka thread may do next.
+pub(super) enum Flow {
+    /// Poll, and take in so much.
+    Take {
+        /// Messages, at most.
+        messages: usize,
+        /// Bytes; the message that goes beyond is the last.
+        bytes: usize,
+        /// If nothing is there, wait for so long at most.
+        wait: Option<Duration>,
+    },
+    /// Wait for so long, or until the bell rings.
+    Hold(Duration),
+}
+
 impl Context {
-    pub(super) fn new(settings: Settings, bell: Arc<Bell>, start_lane: StartLane) -> Self {
+    pub(super) fn new(settings: Settings, bell: Arc<Bell>, gate: Arc<Gate>, inputs: UnboundedSender<Input>) -> Self {
         let state = Mutex::new(State {
-            partitions: Partitions::new(settings.intake),
-            lanes: HashMap::new(),
-            leaving: Vec::new(),
+            assignment: Assignment::default(),
+            valve: Valve::new(gate, settings.options.max_messages as u64, settings.options.max_bytes as u64),
             summary: Summary::default(),
             end: None,
+            closing: false,
+            gone: false,
             reason: String::new(),
-            finished_since_commit: 0,
             asked: 0,
             answered: 0,
             scratch: Vec::new(),
         });
-        Self { settings, bell, start_lane, state, events: AtomicU64::new(0), committer: OnceLock::new() }
+        let (started, events) = (Instant::now(), AtomicU64::new(0));
+        Self { settings, bell, inputs, started, state, events, committer: OnceLock::new() }
     }
 
     pub(super) fn attach(&self, committer: Committer) {
@@ -102,99 +125,89 @@ impl Context {
         self.events.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Gives a batch to the lanes. What was polled before its partition went away is dropped: it will be delivered again.
+    /// Whether an epoch is not over.
+    pub(super) fn is_ours(&self, epoch: Epoch) -> bool {
+        self.lock().assignment.is_ours(epoch)
+    }
+
+    /// Gives a batch to the pump. What was polled before its partition went away is dropped: it will be delivered again.
     pub(super) fn dispatch(&self, filling: &mut Filling) {
         if filling.is_empty() {
             return;
         }
         let mut state = self.lock();
-        let state = &mut *state;
-        let mut runs: Vec<(Epoch, Vec<Delivered>)> = Vec::new();
-        let mut last: Option<(usize, i32)> = None;
-        for message in filling.seal() {
-            // Messages of one partition come in a row: look it up once for the row.
-            let at = match last {
-                Some((at, partition)) if partition == message.partition() && same_topic(&runs[at].1, &message) => at,
-                _ => {
-                    let Some(epoch) = state.partitions.epoch(message.topic(), message.partition()) else { continue };
-                    runs.iter().position(|(own, _)| *own == epoch).unwrap_or_else(|| {
-                        runs.push((epoch, Vec::new()));
-                        runs.len() - 1
-                    })
+        let messages = filling.seal();
+        let mut delivered: Vec<Delivered> = Vec::with_capacity(messages.size_hint().0);
+        // Messages of one partition come in a row: each row is looked up once.
+        let mut row: Option<(Epoch, usize)> = None;
+        for message in messages {
+            let known = delivered.last().zip(row).filter(|(last, _)| same_partition(&last.message, &message));
+            let epoch = match known {
+                Some((_, (epoch, _))) => epoch,
+                None => {
+                    if let Some((epoch, start)) = row.take() {
+                        state.assignment.delivered(epoch, (delivered.len() - start) as u64);
+                    }
+                    let Some(epoch) = state.assignment.epoch(message.topic(), message.partition()) else { continue };
+                    row = Some((epoch, delivered.len()));
+                    epoch
                 }
             };
-            last = Some((at, message.partition()));
-            let (epoch, run) = &mut runs[at];
-            match state.partitions.deliver(*epoch, message.offset()) {
-                Some(slot) => run.push(Delivered { message, slot }),
-                None => debug!(?message, "delivered twice in one assignment epoch; passed over"),
-            }
+            delivered.push(Delivered { message, epoch });
         }
-        for (epoch, run) in runs {
-            let Some(first) = run.first() else { continue };
-            let count = run.len() as u64;
-            state.summary.partition(first.message.topic(), first.message.partition()).delivered += count;
-            state.summary.delivered += count;
-            state.lanes.entry(epoch).or_insert_with(|| (self.start_lane)(epoch)).send(run);
+        if let Some((epoch, start)) = row {
+            state.assignment.delivered(epoch, (delivered.len() - start) as u64);
         }
-        state.summary.most_unfinished = state.summary.most_unfinished.max(state.partitions.unfinished() as u64);
+        if delivered.is_empty() {
+            return;
+        }
+        let count = delivered.len() as u64;
+        state.valve.sent(count);
+        state.summary.delivered += count;
+        state.summary.most_unfinished = state.summary.most_unfinished.max(state.valve.out());
+        // If the pump is gone, it has said so, or will.
+        let _ = self.inputs.send(Input::Delivered(delivered));
     }
 
-    /// Takes in what lanes reported. Answers whether the consumer has to end.
-    pub(super) fn collect(&self) -> bool {
+    /// Does what the pump asked for, and takes in what the broker said. Answers whether the consumer has to end.
+    pub(super) fn serve(&self) -> bool {
+        let now = self.started.elapsed();
         let mut state = self.lock();
-        let state = &mut *state;
-        let mut reports = std::mem::take(&mut state.scratch);
-        self.bell.take(&mut reports);
-        for report in reports.drain(..) {
-            match report {
-                Report::Finished { slot, ending } => {
-                    state.summary.count(ending);
-                    match state.partitions.finish(slot) {
-                        Finish::Stale => state.summary.late += 1,
-                        Finish::Moved | Finish::Waiting => state.finished_since_commit += 1,
-                        Finish::Again => {}
+        let mut words = std::mem::take(&mut state.scratch);
+        self.bell.take(&mut words);
+        for word in words.drain(..) {
+            match word {
+                Word::Request(Request::Pause(epochs)) => state.assignment.pause(&epochs, now),
+                Word::Request(Request::Resume(epochs)) => state.assignment.resume(&epochs),
+                Word::Request(Request::Commit(positions)) => {
+                    self.ask(&mut state, positions, true);
+                }
+                Word::Request(Request::Stop { topic, partition, offset, failure }) => {
+                    error!(topic, partition, offset, error = %failure, "a message cannot be finished; the consumer ends");
+                    state.end.get_or_insert(End::Message { topic, partition, offset, failure });
+                }
+                Word::Request(Request::Gone) => {
+                    state.gone = true;
+                    if !state.closing {
+                        state.end.get_or_insert(End::Gone);
                     }
                 }
-                Report::Failed { slot, offset, failure } => {
-                    if let Some((topic, partition)) = state.partitions.place(slot.epoch()) {
-                        let topic = topic.to_string();
-                        error!(topic, partition, offset, error = %failure, "a message cannot be finished; the consumer ends");
-                        state.end.get_or_insert(End::Message { topic, partition, offset, failure });
-                    } else {
-                        debug!(offset, error = %failure, "a message of a partition that is gone failed");
-                    }
-                }
-                Report::Committed { ticket, outcomes } => {
-                    state.answered = ticket;
-                    outcomes.into_iter().for_each(|outcome| state.learn(outcome));
-                }
-                Report::Ended { epoch } => {
-                    let Some(lane) = state.lanes.get_mut(&epoch) else { continue };
-                    lane.ended = true;
-                    if !lane.is_stopped()
-                        && state.end.is_none()
-                        && let Some((topic, partition)) = state.partitions.place(epoch)
-                    {
-                        state.end = Some(End::Lane { topic: topic.to_string(), partition });
-                    }
-                }
+                Word::Committed(answered) => self.learn(&mut state, answered),
             }
         }
-        state.scratch = reports;
-        let now = Instant::now();
-        state.leaving.retain(|(deadline, lane)| {
-            if *deadline <= now {
-                lane.abort();
-            }
-            *deadline > now
-        });
+        state.scratch = words;
         state.end.is_some()
     }
 
-    /// Decides about back-pressure and does it. Answers how many messages may be taken in, or for how long none.
-    pub(super) fn flow(&self, client: &Client, now: Duration) -> Result<usize, Duration> {
-        let Flow { pause, resume, hold, room } = self.lock().partitions.flow(now);
+    /// Pauses and resumes what has to be, and decides what may be taken in.
+    pub(super) fn flow(&self, client: &Client) -> Flow {
+        let now = self.started.elapsed();
+        let (room, Pauses { pause, resume, due, hold }) = {
+            let mut state = self.lock();
+            let room = state.valve.room(now);
+            state.assignment.shut(room == Room::Shut);
+            (room, state.assignment.pauses(now))
+        };
         if !pause.is_empty() {
             debug!(partitions = %Places(&pause), "paused: handlers are slower than Kafka");
             if let Err(error) = client.pause(&list(&pause)) {
@@ -202,187 +215,215 @@ impl Context {
             }
         }
         self.resume(client, &resume);
-        hold.map_or(Ok(room), Err)
+        match (room, due) {
+            (Room::Hold(wait), _) => Flow::Hold(wait),
+            (_, Some(wait)) if hold => Flow::Hold(wait),
+            (Room::Open { messages, bytes }, wait) => Flow::Take { messages, bytes, wait },
+            // All is paused; should a message come all the same, it is taken.
+            (Room::Shut, wait) => Flow::Take { messages: 1, bytes: 1, wait },
+        }
     }
 
-    fn resume(&self, client: &Client, positions: &[Position]) {
-        if !positions.is_empty() {
-            debug!(partitions = %Places(positions), "resumed");
-            if let Err(error) = client.resume(&list(positions)) {
+    fn resume(&self, client: &Client, places: &[Place]) {
+        if !places.is_empty() {
+            debug!(partitions = %Places(places), "resumed");
+            if let Err(error) = client.resume(&list(places)) {
                 warn!(%error, "partitions could not be resumed");
             }
         }
     }
 
-    /// What to wait for where nothing can be polled: enough room to be worth it.
-    pub(super) fn waits_for_room(&self) -> Wait {
-        Wait::Reports((self.settings.intake / 4).max(1))
-    }
-
-    /// Whether a partition is paused.
-    pub(super) fn is_paused(&self) -> bool {
-        self.lock().partitions.is_paused()
-    }
-
-    /// Whether so much finished that a commit is due before its time.
-    pub(super) fn commit_is_due(&self) -> bool {
-        self.lock().finished_since_commit >= self.settings.commit_after
-    }
-
-    /// Has committed what is finished and was not handed over, unless the broker still owes an answer.
-    pub(super) fn commit(&self, client: &Client) {
-        let positions = {
-            let mut state = self.lock();
-            if state.answered < state.asked {
-                return;
-            }
-            state.finished_since_commit = 0;
-            state.partitions.take_due()
-        };
-        if positions.is_empty() {
-            return;
-        }
-        // Storing is refused, partition by partition, where librdkafka knows that we are not the owner; committing is not.
-        let stored = list(&positions);
-        let result = client.store_offsets(&stored);
-        let refused: HashSet<(String, i32)> = stored
-            .elements()
-            .iter()
-            .filter(|element| result.is_err() || element.error().is_err())
-            .map(|element| (element.topic().to_owned(), element.partition()))
-            .collect();
-        let (not_ours, ours): (Vec<_>, Vec<_>) = positions
-            .into_iter()
-            .partition(|position| refused.contains(&(position.topic.to_string(), position.partition)));
-        not_ours.iter().for_each(|position| self.lock().partitions.refuse(position));
-        self.ask(ours);
-    }
-
     /// Asks for a commit. Answers its number.
-    fn ask(&self, positions: Vec<Position>) -> Option<Ticket> {
-        let committer = self.committer.get().filter(|_| !positions.is_empty())?;
-        let mut state = self.lock();
+    fn ask(&self, state: &mut State, positions: Vec<Position>, tell: bool) -> Ticket {
         state.asked += 1;
-        committer.ask(state.asked, positions);
-        Some(state.asked)
+        match self.committer.get() {
+            Some(committer) if !positions.is_empty() => committer.ask(state.asked, positions, tell),
+            // Nothing to commit is soon done. There is no committer only before the first poll.
+            _ => self.bell.tell(Word::Committed(Answered { ticket: state.asked, tell, ..Answered::default() })),
+        }
+        state.asked
+    }
+
+    /// Takes in what the broker said to a commit, and tells the pump.
+    fn learn(&self, state: &mut State, answered: Answered) {
+        let Answered { ticket, tell, accepted, refused, over } = answered;
+        state.answered = ticket;
+        for position in &accepted {
+            state.summary.committed(position);
+        }
+        state.summary.commits += u64::from(!accepted.is_empty());
+        for (positions, error) in &refused {
+            state.summary.failed_commits += 1;
+            let partitions = Positions(positions);
+            if is_ownership_gone(error) {
+                info!(%error, %partitions, "not committed: the group is changing; what is not committed is delivered again");
+            } else {
+                warn!(%error, %partitions, "not committed; tried again as long as the partitions are owned");
+            }
+        }
+        if !over.is_empty() {
+            debug!(partitions = %Positions(&over), "not committed: no longer ours");
+        }
+        if tell {
+            let yes = refused.is_empty() && over.is_empty();
+            let refused = refused.into_iter().flat_map(|(positions, _)| positions);
+            let positions = accepted.into_iter().chain(refused).chain(over).collect();
+            let _ = self.inputs.send(Input::Committed { positions, accepted: yes });
+        }
     }
 
     /// Commits and waits for the broker's answer, but not for ever: librdkafka itself would wait until the coordinator is back.
     fn commit_and_wait(&self, positions: Vec<Position>) {
-        let Some(ticket) = self.ask(positions) else { return };
+        if positions.is_empty() {
+            return;
+        }
+        let ticket = self.ask(&mut self.lock(), positions, false);
         let deadline = Instant::now() + self.settings.commit_wait;
         loop {
-            self.collect();
-            let left = deadline.saturating_duration_since(Instant::now());
+            self.serve();
             let mut state = self.lock();
             if state.answered >= ticket {
                 return;
             }
+            let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 state.summary.failed_commits += 1;
                 warn!(waited = ?self.settings.commit_wait, "a last commit was not answered; what it was about may be delivered again");
                 return;
             }
             drop(state);
-            self.bell.wait(Wait::Reports(1), left);
+            self.bell.wait(left);
         }
     }
 
-    /// Stops lanes and waits until they are gone, at most for `deadline`; then drops what still runs.
-    fn drain(&self, epochs: &[Epoch], deadline: Duration) {
-        {
-            let state = self.lock();
-            epochs.iter().filter_map(|epoch| state.lanes.get(epoch)).for_each(Lane::stop);
-        }
-        let end = Instant::now() + deadline;
+    fn margin(&self) -> Duration {
+        // Drain, margin and last commit together have to fit into max.poll.interval.ms.
+        MARGIN.min(self.settings.commit_wait / 5)
+    }
+
+    /// Waits for the pump's answer until a little after `by`; meanwhile does what it asks for.
+    fn wait(&self, drained: &mpsc::Receiver<Drained>, by: Instant) -> Option<Drained> {
+        let deadline = by + self.margin();
         loop {
-            self.collect();
-            let mut state = self.lock();
-            let running = |state: &State, epoch: &Epoch| state.lanes.get(epoch).is_some_and(|lane| !lane.ended);
-            let left = epochs.iter().filter(|epoch| running(&state, epoch)).count();
-            let wait = end.saturating_duration_since(Instant::now());
-            if left == 0 || wait.is_zero() {
-                if left > 0 {
-                    warn!(
-                        handlers = left,
-                        ?deadline,
-                        "handlers did not finish in time; they are dropped and delivered again"
-                    );
+            self.serve();
+            let left = deadline.saturating_duration_since(Instant::now());
+            match drained.recv_timeout(left.min(SERVE)) {
+                Ok(drained) => return Some(drained),
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    warn!("the handlers were not drained in time; nothing is committed for what they finished last");
+                    return None;
                 }
-                for epoch in epochs {
-                    if let Some(lane) = state.lanes.remove(epoch) {
-                        lane.abort();
-                    }
-                }
-                return;
+                Err(RecvTimeoutError::Disconnected) => return None,
             }
-            drop(state);
-            self.bell.wait(Wait::Reports(1), wait);
         }
     }
+
+    /// What is done with partitions before anything is taken from them. Does nothing yet.
+    fn before_assign(&self, _: &Client, _: &[crate::engine::Assigned]) {}
 
     /// Partitions are ours from now on.
-    fn assigned(&self, partitions: &TopicPartitionList) {
-        let mut state = self.lock();
-        let state = &mut *state;
-        for element in partitions.elements() {
-            let epoch = state.partitions.assign(element.topic(), element.partition());
-            state.summary.partition(element.topic(), element.partition()).assigned += 1;
-            debug!(topic = element.topic(), partition = element.partition(), epoch = epoch.get(), "assigned");
+    fn assigned(&self, client: &Client, partitions: &TopicPartitionList) {
+        if partitions.count() == 0 {
+            return;
         }
+        let committed = self.committed(client, partitions);
+        let assigned: Vec<crate::engine::Assigned> = {
+            let mut state = self.lock();
+            let state = &mut *state;
+            let mut assign = |(topic, partition, committed): (String, i32, Option<i64>)| {
+                let (epoch, name, before) = state.assignment.assign(&topic, partition);
+                before.iter().for_each(|before| state.summary.delivered_of(before));
+                state.summary.partition(&topic, partition).assigned += 1;
+                debug!(topic, partition, epoch = epoch.get(), committed, "assigned");
+                crate::engine::Assigned { topic: name, partition, epoch, committed }
+            };
+            committed.into_iter().map(&mut assign).collect()
+        };
+        self.before_assign(client, &assigned);
+        let _ = self.inputs.send(Input::Assigned(assigned));
+    }
+
+    /// What the broker has as committed, so that nothing below it is ever committed. One question for all; without an answer in time
+    /// it is not known.
+    fn committed(&self, client: &Client, partitions: &TopicPartitionList) -> Vec<(String, i32, Option<i64>)> {
+        let answer = client.committed_offsets(partitions.clone(), self.margin());
+        let known = match &answer {
+            Ok(known) => known,
+            Err(error) => {
+                debug!(%error, "what is committed could not be asked");
+                partitions
+            }
+        };
+        let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
+            rdkafka::Offset::Offset(offset) if answer.is_ok() && element.error().is_ok() => Some(offset),
+            _ => None,
+        };
+        known.elements().iter().map(|element| (element.topic().to_owned(), element.partition(), offset(element))).collect()
     }
 
     /// Partitions go: finish what runs, commit what is finished. Those that are lost may be somebody else's by now: commit nothing.
     fn revoked(&self, client: &Client, partitions: &TopicPartitionList, lost: bool) {
         let places: Vec<(String, i32)> =
             partitions.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
-        let epochs: Vec<Epoch> = {
+        let (epochs, gone): (Vec<Epoch>, bool) = {
             let state = self.lock();
-            places.iter().filter_map(|(topic, partition)| state.partitions.epoch(topic, *partition)).collect()
+            (places.iter().filter_map(|(topic, partition)| state.assignment.epoch(topic, *partition)).collect(), state.gone)
         };
         if epochs.is_empty() {
             return;
         }
-        if !lost {
-            self.drain(&epochs, self.settings.drain);
-            let positions = self.lock().partitions.unconfirmed(Some(&epochs));
-            self.commit_and_wait(positions);
+        // Running handlers of lost partitions go on for a while too: an effect that is half done is better finished and
+        // remembered, under its own token, than dropped and done again. Their results move no frontier.
+        let by = Instant::now() + self.settings.drain;
+        let (answer, drained) = mpsc::channel();
+        let told = !gone && self.inputs.send(Input::Revoke { epochs, lost, by, answer }).is_ok();
+        if told
+            && !lost
+            && let Some(Drained { commit, left }) = self.wait(&drained, by)
+        {
+            if left > 0 {
+                warn!(left, deadline = ?self.settings.drain, "handlers did not finish in time; they are dropped and delivered again");
+            }
+            self.commit_and_wait(commit);
         }
         let mut paused = Vec::new();
         {
             let mut state = self.lock();
-            // Running handlers of lost partitions go on for a while: an effect that is half done is better finished and
-            // remembered, under its own token, than dropped and done again. Their results move no frontier.
-            let deadline = Instant::now() + self.settings.drain;
-            for epoch in &epochs {
-                if let Some(lane) = state.lanes.remove(epoch) {
-                    lane.stop();
-                    state.leaving.push((deadline, lane));
-                }
-            }
             for (topic, partition) in &places {
-                if let Some((_, true)) = state.partitions.revoke(topic, *partition) {
-                    paused.push(Position { topic: topic.as_str().into(), partition: *partition, offset: 0 });
+                if let Some((_, owned)) = state.assignment.revoke(topic, *partition) {
+                    state.summary.delivered_of(&owned);
+                    if owned.paused {
+                        paused.push((owned.topic, owned.partition));
+                    }
                 }
             }
         }
+        // librdkafka would remember the pause, and deliver nothing were the partition to come back.
         self.resume(client, &paused);
     }
 
-    /// Ends everything: stops the lanes, waits for what runs, commits what is finished, forgets all partitions.
+    /// Ends everything: waits for what runs, commits what is finished, forgets all partitions.
     pub(super) fn finish(&self, deadline: Duration, lost: bool) {
-        let epochs = self.lock().partitions.all();
-        self.drain(&epochs, deadline);
-        let unfinished = self.lock().partitions.unfinished() as u64;
-        if !lost {
-            let positions = self.lock().partitions.unconfirmed(None);
-            self.commit_and_wait(positions);
+        let by = Instant::now() + deadline;
+        let (answer, drained) = mpsc::channel();
+        let gone = {
+            let mut state = self.lock();
+            state.closing = true;
+            state.gone
+        };
+        let told = !gone && self.inputs.send(Input::Close { by, answer }).is_ok();
+        let answer = if told { self.wait(&drained, by) } else { None };
+        let left = answer.as_ref().map_or_else(|| self.lock().valve.out(), |drained| drained.left as u64);
+        if let Some(Drained { commit, .. }) = answer
+            && !lost
+        {
+            self.commit_and_wait(commit);
         }
         let mut state = self.lock();
-        state.summary.left = unfinished;
-        state.partitions = Partitions::new(self.settings.intake);
-        for (_, lane) in state.leaving.drain(..) {
-            lane.abort();
+        state.summary.left = left;
+        for owned in state.assignment.revoke_all() {
+            state.summary.delivered_of(&owned);
         }
     }
 
@@ -404,31 +445,10 @@ impl Context {
     }
 }
 
-impl State {
-    /// Takes in what the broker said to a commit.
-    fn learn(&mut self, outcome: CommitOutcome) {
-        let CommitOutcome { positions, result } = outcome;
-        match result {
-            Ok(()) => {
-                for position in &positions {
-                    self.partitions.confirm(position);
-                    self.summary.committed(position);
-                }
-                self.summary.commits += 1;
-            }
-            Err(error) => {
-                self.summary.failed_commits += 1;
-                for position in &positions {
-                    self.partitions.refuse(position);
-                }
-                let partitions = Places(&positions);
-                if is_ownership_gone(&error) {
-                    info!(%error, %partitions, "not committed: the group is changing; what is not committed is delivered again");
-                } else {
-                    warn!(%error, %partitions, "not committed; tried again as long as the partitions are owned");
-                }
-            }
-        }
+impl Summary {
+    /// Keeps the count of a partition that goes.
+    fn delivered_of(&mut self, owned: &Owned) {
+        self.partition(&owned.topic, owned.partition).delivered += owned.delivered;
     }
 }
 
@@ -438,7 +458,7 @@ impl ConsumerContext for Context {
         match rebalance {
             Rebalance::Assign(partitions) => {
                 info!(partitions = %List(partitions), "assigned");
-                self.assigned(partitions);
+                self.assigned(client, partitions);
             }
             Rebalance::Revoke(partitions) => {
                 let lost = client.assignment_lost();
@@ -469,23 +489,32 @@ impl ClientContext for Context {
     }
 }
 
-fn same_topic(run: &[Delivered], message: &Message) -> bool {
-    run.last().is_some_and(|last| last.message.topic() == message.topic())
+/// Whether two messages of one batch are of one partition. A batch has each topic's name once.
+fn same_partition(a: &Message, b: &Message) -> bool {
+    a.partition() == b.partition() && std::ptr::eq(a.topic(), b.topic())
 }
 
 /// librdkafka's form of it.
-pub(super) fn list(positions: &[Position]) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(positions.len());
-    for position in positions {
-        let _ = list.add_partition_offset(&position.topic, position.partition, Offset::Offset(position.offset));
+fn list(places: &[Place]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(places.len());
+    for (topic, partition) in places {
+        list.add_partition(topic, *partition);
     }
     list
 }
 
 /// `orders[0,3] refunds[1]`
-struct Places<'a>(&'a [Position]);
+struct Places<'a>(&'a [Place]);
 
 impl fmt::Display for Places<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(f, self.0.iter().map(|(topic, partition)| (&**topic, *partition)))
+    }
+}
+
+struct Positions<'a>(&'a [Position]);
+
+impl fmt::Display for Positions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         show(f, self.0.iter().map(|position| (&*position.topic, position.partition)))
     }

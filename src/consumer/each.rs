@@ -1,68 +1,73 @@
-//! [`Once::each`](crate::Once::each) as what a consumer drives.
+//! A handler of single messages around an [`Once`]: claim, run, settle.
 
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::time::Duration;
+use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
-use super::handling::{Ending, Failure, Handling};
+use super::handling::{Drive, Few, Handed, Needs, debug_once, describe};
 use super::message::Message;
-use crate::wrapper::{Claim, Each, Finished, HandlerError, Kept, Mode};
+use crate::wrapper::drive::Ended;
+use crate::wrapper::{Claim, HandlerError, Kept, Once};
 
-impl<F, Fut, T, E> Handling for Each<F>
+/// A handler of single messages and how often it may run: what a consumer runs. Made by [`Once::each`].
+#[derive(Clone)]
+pub struct Each<F> {
+    once: Once,
+    handler: F,
+}
+
+impl<F> fmt::Debug for Each<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        debug_once(f, "Each", &self.once)
+    }
+}
+
+impl Once {
+    /// What a consumer runs: this wrapper around `handler`, for each message it delivers.
+    ///
+    /// `handler` is an `async |message: Message, claim: Claim| -> Result<T, E>`. It may run for many messages side by side, as
+    /// [`Consumer::order`](crate::Consumer::order) and [`Consumer::concurrency`](crate::Consumer::concurrency) say. A panic is a failed
+    /// attempt. The guarantee is that of [`Once`].
+    pub fn each<F>(&self, handler: F) -> Each<F> {
+        Each { once: self.clone(), handler }
+    }
+}
+
+impl<F, Fut, T, E> Drive for Each<F>
 where
     F: Fn(Message, Claim) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<T, E>> + Send,
-    T: Kept + Send,
-    E: HandlerError + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+    T: Kept + Send + 'static,
+    E: HandlerError + Send + 'static,
 {
-    async fn handle(
-        &self,
-        messages: &[Message],
-        stop: &CancellationToken,
-        finished: &mut (dyn FnMut(usize, Ending) + Send),
-    ) -> Result<(), (usize, Failure)> {
-        let finished = |at: usize, how: Finished<E>| {
-            let ending = match &how {
-                Finished::Handled => Ending::Handled,
-                Finished::Duplicate { first } => {
-                    let same = messages.get(at).is_some_and(|message| {
-                        (message.topic(), message.partition(), message.offset())
-                            == (&*first.topic, first.partition, first.offset)
-                    });
-                    if same { Ending::Redelivered } else { Ending::SameId }
-                }
-                Finished::Conflict { .. } => Ending::Conflict,
-                Finished::Dead { .. } => Ending::Dead,
-            };
-            finished(at, ending);
-        };
-        self.handle_each(messages, stop, finished).await.map_err(|error| {
-            let place = error.place;
-            (place, Box::new(error) as Box<dyn Error + Send + Sync>)
-        })
+    type Records = Once;
+
+    fn records(&self) -> &Once {
+        &self.once
     }
 
-    async fn finish(&self, longest: Duration) -> u64 {
-        let left = self.once().settle_pending(longest).await;
-        left.handled.len() as u64 + left.claims as u64
+    fn needs(&self) -> Needs {
+        Needs::of(&self.once, None)
     }
 
-    fn describe(&self) -> impl fmt::Display + Send {
-        let once = self.once();
-        let store = once.store().describe().store;
-        let mut text = match (once.mode(), once.level()) {
-            (Mode::AtLeastOnce, _) => "at least once, without a store: effects repeat with every redelivery".to_owned(),
-            (Mode::AtMostOnce, _) => format!("at most once, store {store}: what fails is lost"),
-            (Mode::Deduplicated, Some(level)) => format!("deduplicated, level {level}, store {store}"),
-            (Mode::Deduplicated, None) => format!("deduplicated, store {store}"),
-        };
-        for finding in once.report().warnings() {
-            text.push_str("; warning: ");
-            text.push_str(&finding.to_string());
+    fn describe(&self) -> String {
+        describe(&self.once)
+    }
+
+    fn once(&self) -> Option<&Once> {
+        Some(&self.once)
+    }
+
+    fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {
+        async move {
+            let Some(Handed { message, claim }) = messages.into_iter().next() else { return Few::Many(Vec::new()) };
+            let span = tracing::debug_span!("handle", ?claim);
+            // Called in here, so that a panic of the call is caught like one of the future.
+            let handler = async { (this.handler)(message, claim.clone()).await };
+            let result = this.once.guarded(&claim, handler).instrument(span).await;
+            Few::One(this.once.ended(result))
         }
-        text
     }
 }

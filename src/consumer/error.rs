@@ -49,13 +49,9 @@ pub enum ConsumerError {
         /// What was done before.
         summary: Box<Summary>,
     },
-    /// The task that handles a partition is gone: the runtime was shut down, or there is a bug in this crate.
-    #[error("the lane of {topic} partition {partition} is gone")]
-    Lane {
-        /// Its topic.
-        topic: String,
-        /// Its partition.
-        partition: i32,
+    /// The task that drives the handlers is gone: the runtime was shut down, or there is a bug in this crate.
+    #[error("the task that drives the handlers is gone: was the runtime shut down?")]
+    Gone {
         /// What was done before.
         summary: Box<Summary>,
     },
@@ -70,7 +66,7 @@ pub enum ConsumerError {
 impl ConsumerError {
     pub(super) fn summary_mut(&mut self) -> Option<&mut Summary> {
         match self {
-            Self::Kafka { summary, .. } | Self::Message { summary, .. } | Self::Lane { summary, .. } => Some(summary),
+            Self::Kafka { summary, .. } | Self::Message { summary, .. } | Self::Gone { summary } => Some(summary),
             Self::Config(_) | Self::NoRuntime | Self::Client { .. } | Self::Thread { .. } => None,
         }
     }
@@ -79,7 +75,7 @@ impl ConsumerError {
     #[must_use]
     pub fn summary(&self) -> Option<&Summary> {
         match self {
-            Self::Kafka { summary, .. } | Self::Message { summary, .. } | Self::Lane { summary, .. } => Some(summary),
+            Self::Kafka { summary, .. } | Self::Message { summary, .. } | Self::Gone { summary } => Some(summary),
             Self::Config(_) | Self::NoRuntime | Self::Client { .. } | Self::Thread { .. } => None,
         }
     }

@@ -3,59 +3,124 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::time::Duration;
-
-use tokio_util::sync::CancellationToken;
+use std::sync::Arc;
 
 use super::message::Message;
+use crate::engine::{Config, Conflicts};
+use crate::retry::Retry;
+use crate::wrapper::drive::Ended;
+use crate::wrapper::{Claim, Mode, Once};
 
-/// How a message finished. Whichever it is, the message may be committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Ending {
-    /// The handler succeeded.
-    Handled,
-    /// A duplicate of itself: the same topic, partition and offset had been handled.
-    Redelivered,
-    /// A duplicate of another message with the same identity.
-    SameId,
-    /// Another message with the same identity says something else, and policy is to pass on.
-    Conflict,
-    /// Given up.
-    Dead,
-}
+pub use crate::engine::Ending;
+pub use crate::wrapper::drive::Records;
 
 /// Why a message cannot finish and the consumer has to end.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// What [`Consumer::run`](super::Consumer::run) drives.
 ///
-/// [`Once::each`](crate::Once::each) makes one. Not meant to be implemented elsewhere yet: it will change.
-pub trait Handling: Send + Sync + 'static {
-    /// Handles `messages`, all of one partition, in order, one after the other.
-    ///
-    /// Calls `finished` with the index of each message that finished, in any order, as soon as it did. Begins no
-    /// further message once `stop` is cancelled, lets the one that runs finish, and returns. Waits, as long as it takes, where a
-    /// message cannot finish *yet*: the store is away, somebody else is handling it, its retry is not due.
-    ///
-    /// # Errors
-    ///
-    /// The index of a message that cannot finish at all, and why: the consumer ends, and that message is not committed.
-    ///
-    /// # Cancel safety
-    ///
-    /// A dropped future settles nothing: what was claimed stays claimed until its lease runs out.
-    fn handle(
-        &self,
-        messages: &[Message],
-        stop: &CancellationToken,
-        finished: &mut (dyn FnMut(usize, Ending) + Send),
-    ) -> impl Future<Output = Result<(), (usize, Failure)>> + Send;
+/// [`Once::each`](crate::Once::each), [`Once::batch`](crate::Once::batch) and [`plain`](super::plain()) make one. Not to be implemented
+/// elsewhere yet: it will change.
+pub trait Handling: Drive {}
 
-    /// Tells the store what it has not heard yet, once all lanes have ended. Answers how many messages it could not be told of
-    /// within `longest`.
-    fn finish(&self, longest: Duration) -> impl Future<Output = u64> + Send;
+impl<H: Drive> Handling for H {}
+
+/// A message and its claim: what a batch handler is given of each.
+#[derive(Clone, Debug)]
+pub struct Handed {
+    /// The message.
+    pub message: Message,
+    /// The claim that it is handled under.
+    pub claim: Claim,
+}
+
+/// One, or many: so that one costs no allocation.
+#[derive(Debug)]
+pub enum Few<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> IntoIterator for Few<T> {
+    type Item = T;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<T>, std::vec::IntoIter<T>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let (one, many) = match self {
+            Self::One(one) => (Some(one), Vec::new()),
+            Self::Many(many) => (None, many),
+        };
+        one.into_iter().chain(many)
+    }
+}
+
+/// What a handling asks of the engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// How often and when failed messages are tried again, where the consumer was not told.
+    pub retry: Retry,
+    /// What happens to conflicts.
+    pub conflicts: Conflicts,
+    /// Settle before the handler runs: at most once.
+    pub settle_first: bool,
+    /// Messages that one call takes at most; `None` for handlers of one message.
+    pub batch: Option<usize>,
+}
+
+impl Needs {
+    pub(super) fn of(once: &Once, batch: Option<usize>) -> Self {
+        let settle_first = once.mode() == Mode::AtMostOnce;
+        Self { retry: once.retry(), conflicts: once.conflicts(), settle_first, batch }
+    }
+
+    /// Sets what the engine has to know.
+    pub(super) fn fill(&self, retry: &Retry, config: &mut Config) {
+        config.max_attempts = retry.max_attempts().get();
+        config.retries = retry.is_in_place();
+        config.conflicts = self.conflicts;
+        config.settle_first = self.settle_first;
+        config.batch = self.batch;
+    }
+}
+
+/// What the pump drives. Public so that it can stand in bounds, and out of reach.
+pub trait Drive: Send + Sync + 'static {
+    /// Whoever remembers the messages.
+    type Records: Records;
+
+    /// Whoever remembers the messages.
+    fn records(&self) -> &Self::Records;
+
+    /// What it asks of the engine.
+    fn needs(&self) -> Needs;
 
     /// Mode, level, store and warnings, for the start-up report.
-    fn describe(&self) -> impl fmt::Display + Send;
+    fn describe(&self) -> String;
+
+    /// The wrapper behind it, if there is one.
+    fn once(&self) -> Option<&Once>;
+
+    /// Runs the handler: of one message, or with [`Needs::batch`] of all of these. Answers for each, in the same order. Panics are caught.
+    fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static;
+}
+
+/// Mode, level, store and warnings of a wrapper.
+pub(super) fn describe(once: &Once) -> String {
+    let store = once.store().describe().store;
+    let mut text = match (once.mode(), once.level()) {
+        (Mode::AtLeastOnce, _) => "at least once, without a store: effects repeat with every redelivery".to_owned(),
+        (Mode::AtMostOnce, _) => format!("at most once, store {store}: what fails is lost"),
+        (Mode::Deduplicated, Some(level)) => format!("deduplicated, level {level}, store {store}"),
+        (Mode::Deduplicated, None) => format!("deduplicated, store {store}"),
+    };
+    for finding in once.report().warnings() {
+        text.push_str("; warning: ");
+        text.push_str(&finding.to_string());
+    }
+    text
+}
+
+/// Shows what has no `Debug` of its own.
+pub(super) fn debug_once(f: &mut fmt::Formatter<'_>, name: &str, once: &Once) -> fmt::Result {
+    f.debug_struct(name).field("once", once).finish_non_exhaustive()
 }

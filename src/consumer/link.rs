@@ -6,10 +6,11 @@
 //!                ◀─ Gate: what came back ───
 //! ```
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
+use super::bell::{Bell, Word};
+use super::gate::Gate;
 use super::handling::Failure;
 use super::message::Message;
 use crate::engine::{Assigned, Position};
@@ -25,7 +26,7 @@ pub(super) struct Delivered {
 /// What the pump hears from the Kafka thread.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// Partitions are ours.
+    /// Partitions are ours. One that was already ours begins anew: its earlier epoch is over.
     Assigned(Vec<Assigned>),
     /// Messages, in the order polled.
     Delivered(Vec<Delivered>),
@@ -37,7 +38,8 @@ pub(super) enum Input {
         by: Instant,
         answer: mpsc::Sender<Drained>,
     },
-    /// The broker answered a commit asked for by [`Request::Commit`].
+    /// The broker answered a commit asked for by [`Request::Commit`]: once for each, with all of its positions. What was asked of an
+    /// assignment that is over is not accepted.
     Committed { positions: Vec<Position>, accepted: bool },
     /// The consumer ends. The Kafka thread waits for the answer.
     Close { by: Instant, answer: mpsc::Sender<Drained> },
@@ -67,23 +69,25 @@ pub(super) enum Request {
     Gone,
 }
 
-/// How much of what was sent to the pump has come back: finished or dropped. Bounds what is in between.
-#[derive(Debug, Default)]
-pub(super) struct Gate {
-    messages: AtomicU64,
-    bytes: AtomicU64,
+/// The pump's end of the line to the Kafka thread.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    bell: Arc<Bell>,
+    gate: Arc<Gate>,
 }
 
-impl Gate {
-    /// The pump put messages down.
-    pub(super) fn give_back(&self, messages: u64, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.messages.fetch_add(messages, Ordering::Release);
+impl Line {
+    pub(super) const fn new(bell: Arc<Bell>, gate: Arc<Gate>) -> Self {
+        Self { bell, gate }
     }
 
-    /// Messages and bytes that came back since the beginning.
-    pub(super) fn returned(&self) -> (u64, u64) {
-        let messages = self.messages.load(Ordering::Acquire);
-        (messages, self.bytes.load(Ordering::Relaxed))
+    /// Asks for something, and wakes the Kafka thread for it: not to be done for every message.
+    pub(super) fn ask(&self, request: Request) {
+        self.bell.tell(Word::Request(request));
+    }
+
+    /// Says that so many messages are finished or dropped. Their bytes come back by themselves, when their buffers are dropped.
+    pub(super) fn give_back(&self, messages: u64) {
+        self.gate.give_back(messages);
     }
 }

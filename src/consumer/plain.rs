@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tracing::Instrument;
 
-use super::handling2::{Drive, Few, Handed, Needs};
+use super::handling::{Drive, Few, Handed, Needs};
 use super::message::Message;
 use crate::engine::Conflicts;
 use crate::retry::Retry;

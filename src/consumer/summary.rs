@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::handling::Ending;
-use super::partitions::Position;
+use crate::engine::Position;
 
 /// What a [`Consumer`](super::Consumer) did from start to end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Summary {
-    /// Messages taken from Kafka and given to a lane.
+    /// Messages taken from Kafka.
     pub delivered: u64,
     /// Messages whose handler succeeded.
     pub handled: u64,
@@ -22,7 +21,7 @@ pub struct Summary {
     pub conflicts: u64,
     /// Messages given up.
     pub dead: u64,
-    /// Messages whose lane finished them after their partition was gone. Counted by their outcome too.
+    /// Messages whose handlers ended after their partition was gone: their results move no frontier.
     pub late: u64,
     /// Commits that the broker said yes to.
     pub commits: u64,
@@ -53,6 +52,18 @@ pub struct PartitionSummary {
     pub committed: Option<i64>,
 }
 
+/// What the pump counted: see [`Summary`].
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) handled: u64,
+    pub(super) redelivered: u64,
+    pub(super) same_id: u64,
+    pub(super) conflicts: u64,
+    pub(super) dead: u64,
+    pub(super) late: u64,
+    pub(super) unsettled: u64,
+}
+
 impl Summary {
     /// Messages not handled because they had been: [`redelivered`](Self::redelivered) and [`same_id`](Self::same_id).
     #[must_use]
@@ -64,15 +75,15 @@ impl Summary {
         self.partitions.entry((topic.to_owned(), partition)).or_default()
     }
 
-    pub(super) fn count(&mut self, ending: Ending) {
-        let counter = match ending {
-            Ending::Handled => &mut self.handled,
-            Ending::Redelivered => &mut self.redelivered,
-            Ending::SameId => &mut self.same_id,
-            Ending::Conflict => &mut self.conflicts,
-            Ending::Dead => &mut self.dead,
-        };
-        *counter += 1;
+    /// Adds what the pump counted.
+    pub(super) const fn add(&mut self, tally: &Tally) {
+        self.handled += tally.handled;
+        self.redelivered += tally.redelivered;
+        self.same_id += tally.same_id;
+        self.conflicts += tally.conflicts;
+        self.dead += tally.dead;
+        self.late += tally.late;
+        self.unsettled += tally.unsettled;
     }
 
     /// Notes that the broker said yes.

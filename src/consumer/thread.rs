@@ -1,4 +1,4 @@
-//! The Kafka thread: one loop that polls, hands batches to the lanes, and commits what they finished.
+//! The Kafka thread: one loop that polls, hands batches to the pump, and does what the pump asks for.
 //!
 //! It is an OS thread of its own because librdkafka's calls block, its callbacks must be free to wait for handlers, and
 //! a consumer that is dropped blocks until it has left its group.
@@ -12,9 +12,9 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tracing::{debug, warn};
 
-use super::bell::{Bell, Wait};
-use super::config::Settings;
-use super::context::{Client, Context, End};
+use super::bell::Bell;
+use super::context::{Client, Context, End, Flow};
+use super::gate::Gate;
 use super::message::Filling;
 use super::summary::Summary;
 
@@ -61,7 +61,9 @@ enum Filled {
 
 pub(super) struct KafkaThread {
     pub(super) client: Arc<Client>,
-    pub(super) settings: Settings,
+    pub(super) gate: Arc<Gate>,
+    /// For how long running handlers are waited for at the end.
+    pub(super) drain: Duration,
     pub(super) stop: Arc<Stop>,
 }
 
@@ -72,32 +74,23 @@ impl KafkaThread {
 
     /// Polls until told to stop, or until nothing can go on.
     pub(super) fn run(self) -> (Summary, Option<End>) {
-        let started = Instant::now();
-        let mut next_commit = started + self.settings.commit_every;
-        let mut filling = Filling::default();
+        let mut filling = Filling::new(Arc::clone(&self.gate));
         while self.stop.wish() == 0 {
             let context = self.context();
-            if context.collect() {
+            if context.serve() {
                 break;
             }
-            let now = Instant::now();
-            if now >= next_commit || context.commit_is_due() {
-                context.commit(&self.client);
-                next_commit = now + self.settings.commit_every;
-            }
-            let room = match context.flow(&self.client, now - started) {
-                Ok(room) => room,
-                Err(hold) => {
-                    self.stop.bell.wait(context.waits_for_room(), hold);
-                    continue;
+            match context.flow(&self.client) {
+                Flow::Hold(wait) => {
+                    self.stop.bell.wait(wait);
                 }
-            };
-            let filled = self.fill(&mut filling, room);
-            context.dispatch(&mut filling);
-            if matches!(filled, Filled::Dry) {
-                let what = if context.is_paused() { context.waits_for_room() } else { Wait::Ring };
-                let timeout = IDLE.min(next_commit.saturating_duration_since(Instant::now()));
-                self.stop.bell.wait(what, timeout);
+                Flow::Take { messages, bytes, wait } => {
+                    let filled = self.fill(&mut filling, messages, bytes);
+                    context.dispatch(&mut filling);
+                    if matches!(filled, Filled::Dry) {
+                        self.stop.bell.wait(wait.unwrap_or(IDLE).min(IDLE));
+                    }
+                }
             }
         }
         filling.clear();
@@ -105,13 +98,13 @@ impl KafkaThread {
     }
 
     /// Polls until the batch is full, nothing is left, or a callback ran: what it changed comes first.
-    fn fill(&self, filling: &mut Filling, room: usize) -> Filled {
+    fn fill(&self, filling: &mut Filling, messages: usize, bytes: usize) -> Filled {
         loop {
             let before = self.context().events();
             match self.client.poll(Duration::ZERO) {
                 Some(Ok(message)) => {
                     filling.push(&message);
-                    if filling.is_full(room) {
+                    if filling.is_full(messages, bytes) {
                         return Filled::More;
                     }
                 }
@@ -155,7 +148,7 @@ impl KafkaThread {
     /// Drains, commits, leaves the group.
     fn close(self) -> (Summary, Option<End>) {
         let abort = self.stop.wish() == Stop::ABORT;
-        let drain = if abort { Duration::ZERO } else { self.settings.drain };
+        let drain = if abort { Duration::ZERO } else { self.drain };
         self.context().finish(drain, self.client.assignment_lost());
         let mut closed = false;
         match self.client.close_queue() {

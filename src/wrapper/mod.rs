@@ -16,10 +16,14 @@ mod builder;
 mod claim;
 mod class;
 mod counts;
+mod described;
 mod done;
-mod each;
+#[cfg(feature = "kafka")]
+pub(crate) mod drive;
+#[cfg(feature = "kafka")]
+mod hand;
 mod keep;
-mod lane;
+mod lookup;
 mod one;
 mod registry;
 mod renew;
@@ -36,13 +40,16 @@ use tokio::time::Instant;
 
 pub use builder::{BuildError, Findings, MIN_LEASE, Mode, OnConflict, OnceBuilder};
 pub use claim::Claim;
-pub use class::{ErrorClass, Failure, Fatal, HandlerError};
+pub use class::{ErrorClass, Failure, Fatal, HandlerError, Unavailable};
 pub use counts::Counts;
+#[cfg_attr(not(feature = "kafka"), allow(unused_imports))]
+pub(crate) use described::Described;
 pub use done::{At, BatchDone, CallError, Commit, Done, HandleError, Stage, Unsettled};
-pub use each::{Each, EachError, Finished};
 #[cfg(feature = "json")]
 pub use keep::AsJson;
 pub use keep::{Kept, Unkept};
+#[cfg(feature = "kafka")]
+pub(crate) use run::caught;
 
 use crate::identity::IntoIdentity;
 use crate::level::Level;
@@ -223,11 +230,6 @@ impl Once {
         let subject = self.shared.subject_of_call(&identity, payload.as_ref());
         let done = handle_one(&self.shared, subject, Limits::Bounded, handler).await;
         done.map_err(|halt| halt.into_error(Origin::default()))
-    }
-
-    /// What a consumer runs: this wrapper around `handler`, for each message it delivers.
-    pub fn each<F>(&self, handler: F) -> Each<F> {
-        Each::new(self.clone(), handler)
     }
 
     /// What was counted since it was built.

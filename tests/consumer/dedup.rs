@@ -375,7 +375,7 @@ async fn f06_a_store_that_is_away_stops_effects_and_commits_but_not_polling() {
     let effects = Effects::default();
     let mut config = kafka.consumer_config("g");
     config.set("max.poll.interval.ms", "6000");
-    let member = Member::start(consumer(config, "orders").intake(16), noting(&once, &effects));
+    let member = Member::start(consumer(config, "orders").partition_messages(16), noting(&once, &effects));
     kafka.produce(&records("orders", 1, 100)).await;
     committed(&kafka, "g", "orders", &[100]).await;
     shaky.away.store(true, Ordering::SeqCst);

@@ -12,7 +12,7 @@ async fn a_slow_handler_bounds_what_is_taken_in() {
     let kafka = MockKafka::start(&[("orders", 2)]);
     kafka.produce(&records("orders", 2, 10_000)).await;
     let effects = Effects::default();
-    let slow = consumer(kafka.consumer_config("g"), "orders").intake(64);
+    let slow = consumer(kafka.consumer_config("g"), "orders").max_messages(128).partition_messages(64);
     let member = Member::start(slow, {
         let effects = effects.clone();
         let sizes = Arc::new(AtomicI64::new(0));
@@ -44,7 +44,7 @@ async fn a_full_partition_does_not_hold_the_others() {
     let kafka = MockKafka::start(&[("orders", 2)]);
     kafka.produce(&records("orders", 2, 4_000)).await;
     let (effects, gate) = (Effects::default(), Gate::default());
-    let member = Member::start(consumer(kafka.consumer_config("g"), "orders").intake(16), {
+    let member = Member::start(consumer(kafka.consumer_config("g"), "orders").partition_messages(16), {
         let (effects, gate) = (effects.clone(), gate.clone());
         plain(move |message| {
             let (effects, gate) = (effects.clone(), gate.clone());
@@ -73,7 +73,7 @@ async fn a_handler_longer_than_the_poll_interval_keeps_its_membership() {
     let mut config = kafka.consumer_config("g");
     config.set("max.poll.interval.ms", "6000");
     let (effects, begun) = (Effects::default(), Counter::default());
-    let member = Member::start(consumer(config, "orders").intake(100), {
+    let member = Member::start(consumer(config, "orders").max_messages(100), {
         let (effects, begun) = (effects.clone(), begun.clone());
         plain(move |message| {
             let (effects, begun) = (effects.clone(), begun.clone());

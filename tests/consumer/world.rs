@@ -1,13 +1,12 @@
 //! What the consumer's tests share: handlers whose effects are counted outside of the crate, and members that can be stopped.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hapax::consumer::{Consumer, ConsumerError, Ending, Failure, Handling, Message, Summary};
+use hapax::consumer::{Consumer, ConsumerError, Failure, Handling, Message, Summary};
 use rdkafka::ClientConfig;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -58,45 +57,13 @@ impl Effects {
     }
 }
 
-/// Handles messages with a closure and remembers nothing: at least once. It shows what the consumer does by itself.
-pub struct Plain<F>(F);
-
-impl<F, Fut> Handling for Plain<F>
+/// A handler without a store. It shows what the consumer does by itself.
+pub fn plain<F, Fut>(handler: F) -> impl Handling
 where
     F: Fn(Message) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<(), Failure>> + Send,
+    Fut: Future<Output = Result<(), Failure>> + Send + 'static,
 {
-    async fn handle(
-        &self,
-        messages: &[Message],
-        stop: &CancellationToken,
-        finished: &mut (dyn FnMut(usize, Ending) + Send),
-    ) -> Result<(), (usize, Failure)> {
-        for (at, message) in messages.iter().enumerate() {
-            if stop.is_cancelled() {
-                break;
-            }
-            (self.0)(message.clone()).await.map_err(|failure| (at, failure))?;
-            finished(at, Ending::Handled);
-        }
-        Ok(())
-    }
-
-    async fn finish(&self, _: Duration) -> u64 {
-        0
-    }
-
-    fn describe(&self) -> impl fmt::Display + Send {
-        "a test's closure, at least once"
-    }
-}
-
-pub fn plain<F, Fut>(handler: F) -> Plain<F>
-where
-    F: Fn(Message) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<(), Failure>> + Send,
-{
-    Plain(handler)
+    hapax::plain(handler)
 }
 
 /// A handler that only notes.

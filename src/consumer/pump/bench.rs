@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::Report;
-use crate::consumer::handling2::{Few, Handed};
+use crate::consumer::handling::{Few, Handed};
 use crate::engine::Ticket;
 use crate::wrapper::drive::{Ended, Fault};
 

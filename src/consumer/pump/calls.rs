@@ -62,7 +62,7 @@ impl<H: Drive> Pump<H> {
     /// A message that waits for long is not to keep the bytes of its whole batch alive.
     pub(super) fn park(&mut self, ticket: Ticket) {
         if let Some(entry) = self.slab.get_mut(ticket) {
-            entry.message.compact();
+            entry.message = entry.message.compact();
         }
     }
 

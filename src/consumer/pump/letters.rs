@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::consumer::handling2::Failure;
+use crate::consumer::handling::Failure;
 use crate::consumer::message::Message;
 use crate::engine::Cause;
 use crate::identity::Key;

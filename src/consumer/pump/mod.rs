@@ -34,7 +34,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::handling2::{Drive, Few, Failure, Handed, Handling, Records};
+use super::handling::{Drive, Few, Failure, Handed, Handling, Records};
 use super::link::{Delivered, Drained, Input, Line, Request};
 use super::summary::Tally;
 use crate::engine::{

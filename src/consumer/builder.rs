@@ -1,0 +1,118 @@
+//! How a consumer is set.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+
+use super::config::Wishes;
+use crate::engine::Order;
+use crate::retry::Retry;
+
+/// A Kafka consumer that handles each message once. See the [module](super) for what it does.
+///
+/// Nonsense is not refused here but by [`run`](Self::run), before the broker is touched: see [`ConfigError`](super::ConfigError).
+#[derive(Clone, Debug)]
+#[must_use = "a consumer does nothing until it runs"]
+pub struct Consumer {
+    pub(super) wishes: Wishes,
+}
+
+impl Consumer {
+    /// A consumer with rdkafka's own settings: `group.id` and `bootstrap.servers` at least.
+    ///
+    /// Added where they are not set: `enable.auto.commit=false`, `enable.auto.offset.store=false`, and `fetch.queue.backoff.ms=10`, without which
+    /// librdkafka stops fetching for a second whenever its queue is full.
+    pub fn new(client: ClientConfig) -> Self {
+        Self { wishes: Wishes::new(client) }
+    }
+
+    /// Which topics to read. A name that begins with `^` is a regular expression, as in librdkafka.
+    pub fn topics<T: Into<String>>(mut self, topics: impl IntoIterator<Item = T>) -> Self {
+        self.wishes.topics = topics.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Which messages wait for which. Default: [`Order::Partition`].
+    pub const fn order(mut self, order: Order) -> Self {
+        self.wishes.options.order = order;
+        self
+    }
+
+    /// How many handler calls may run at once, over all partitions. Default: 64. At least 1.
+    ///
+    /// They are futures that wait side by side, not threads: a handler that computes for long or blocks belongs into
+    /// `tokio::task::spawn_blocking`. By partition, no more run than there are partitions.
+    pub const fn concurrency(mut self, handlers: usize) -> Self {
+        self.wishes.options.concurrency = handlers;
+        self
+    }
+
+    /// Lets what is behind a failed message in its partition or key go on while that waits for its retry. **Breaks the order** for
+    /// messages that fail. Default: a message that waits holds what has to come after it.
+    pub const fn step_aside(mut self) -> Self {
+        self.wishes.options.step_aside = true;
+        self
+    }
+
+    /// How often a message whose handler failed is tried, and when. Default: what the handling was built with (see
+    /// [`OnceBuilder::retry`](crate::OnceBuilder::retry)), else [`Retry::default`].
+    ///
+    /// Attempts are counted by the store before the handler runs, so that one that took the process with it counts.
+    pub const fn retry(mut self, retry: Retry) -> Self {
+        self.wishes.options.retry = Some(retry);
+        self
+    }
+
+    /// How many messages may be delivered and unfinished, over all partitions. Default: 16,384. At least 1.
+    ///
+    /// A hard bound. When it is reached, all partitions are paused, and polling goes on.
+    pub const fn max_messages(mut self, messages: usize) -> Self {
+        self.wishes.options.max_messages = messages;
+        self
+    }
+
+    /// How many bytes of messages may be in memory here, over all partitions. Default: 64 MiB. At least 1.
+    ///
+    /// Counted are the buffers that messages were copied into, each as long as any of its messages lives (512 messages or 1 MiB at most, or one
+    /// larger message): keys, payloads, headers, and about 64 bytes for each message. The bound is exceeded by at most one message. Not counted: what
+    /// buffers hold in reserve (up to as much again, and 4 MiB of empty ones), and messages that handlers keep after they finished.
+    /// A message that waits for a retry is moved to a buffer of its own.
+    ///
+    /// librdkafka has its own queue on top of that, bounded by its `queued.max.messages.kbytes` (64 MiB by default) plus one fetch of
+    /// `fetch.message.max.bytes` for each partition. What a process takes at most is therefore about the sum of both, and the reserve.
+    pub const fn max_bytes(mut self, bytes: usize) -> Self {
+        self.wishes.options.max_bytes = bytes;
+        self
+    }
+
+    /// From how many unfinished messages on a partition is paused, so that it does not take the room of the others. Default: 4,096. At least 1.
+    ///
+    /// Not a hard bound: a few batches of 512 may be on their way. [`max_messages`](Self::max_messages) is.
+    pub const fn partition_messages(mut self, messages: usize) -> Self {
+        self.wishes.options.partition_messages = messages;
+        self
+    }
+
+    /// Time between two commits while partitions are owned. Default: one second.
+    ///
+    /// A member that is killed leaves at most so much behind to be delivered again; the store knows that it was handled.
+    pub const fn commit_every(mut self, every: Duration) -> Self {
+        self.wishes.options.commit_every = every;
+        self
+    }
+
+    /// Commit earlier when so many messages finished. Default: 50,000. At least 1.
+    pub const fn commit_after(mut self, messages: u64) -> Self {
+        self.wishes.options.commit_after = messages;
+        self
+    }
+
+    /// How long running handlers are waited for when their partition is revoked or the consumer ends. Default: 10 seconds,
+    /// but never more than half of `max.poll.interval.ms`.
+    ///
+    /// A handler that takes longer is dropped where it waits; its message is delivered again, to whoever gets the partition.
+    pub const fn drain_deadline(mut self, deadline: Duration) -> Self {
+        self.wishes.drain = Some(deadline);
+        self
+    }
+}
