@@ -1,6 +1,7 @@
 //! From the queue to the store and back: what is claimed, and what became of it.
 
 use super::event::{Answer, Cause, Command, Ending, Subject, Ticket, Time, Verdict};
+use super::lanes::is_passable;
 use super::table::{Entry, NONE, Phase};
 use super::{Conflicts, Engine, Flaw, Hand};
 
@@ -21,6 +22,8 @@ impl Engine {
     pub(super) fn ask(&mut self, now: Time, commands: &mut Vec<Command>) {
         if self.must_make_way() {
             self.ask_alone(now, commands);
+        }
+        if self.must_make_way() {
             return;
         }
         let mut room = self.room(now);
@@ -193,13 +196,18 @@ impl Engine {
 
     /// One message at a time, with nothing else in hand. Neither waits for the other for ever: a handler may take as long as it likes.
     fn ask_alone(&mut self, now: Time, commands: &mut Vec<Command>) {
-        let until = *self.alone_until.get_or_insert(now + ALONE);
+        let mut until = *self.alone_until.get_or_insert(now + ALONE);
         if self.alone.is_some() {
-            if now >= until {
-                self.alone = None;
-                self.alone_until = None;
+            if now < until {
+                return;
             }
-            return;
+            self.alone = None;
+            self.alone_until = None;
+            if !self.must_make_way() {
+                return;
+            }
+            until = now + ALONE;
+            self.alone_until = Some(until);
         }
         let claimed = |entry: &Entry| entry.phase == Phase::Ready && entry.attempt > 0 && !entry.spent;
         let waiting: Vec<Ticket> =
@@ -208,7 +216,8 @@ impl Engine {
         if (self.in_hand > 0 && now < until) || self.asking || self.store.is_open(now) || self.downstream.is_open(now) {
             return;
         }
-        let Some(ticket) = self.suspects.pop_front() else { return };
+        let at = self.suspects.iter().position(|ticket| !self.is_behind(*ticket));
+        let Some(ticket) = at.and_then(|at| self.suspects.remove(at)) else { return };
         let Some(Subject::Known { key, fingerprint }) = self.table.get(ticket).map(|entry| entry.subject) else {
             return;
         };
@@ -287,7 +296,16 @@ impl Engine {
 
     /// Whether claims are given back so that a suspect can run alone.
     fn must_make_way(&self) -> bool {
-        self.suspected > 0 || !self.suspects.is_empty() || self.alone.is_some()
+        let may_run = |ticket: &Ticket| !self.is_behind(*ticket);
+        self.suspected > 0 || self.alone.is_some() || self.suspects.iter().any(may_run)
+    }
+
+    /// Whether something before it in its lane has to be through first.
+    fn is_behind(&self, ticket: Ticket) -> bool {
+        let Some(entry) = self.table.get(ticket) else { return false };
+        let Some(lane) = self.lanes.get(entry.lane) else { return false };
+        let mut before = lane.members.iter().take_while(|member| member.slot.place() < entry.slot.place());
+        before.any(|member| !member.is_passed(&self.table, entry.lane) && !is_passable(&self.table, member))
     }
 
     fn ready_or_first(&mut self, ticket: Ticket) {

@@ -111,7 +111,9 @@ impl Engine {
     /// A message is not tried any more.
     pub(super) fn give_up(&mut self, ticket: Ticket, cause: Cause, commands: &mut Vec<Command>) {
         let claimed = self.table.get(ticket).is_some_and(|entry| entry.attempt > 0 && !entry.spent);
-        let passes = self.config.on_dead == OnDead::Record && !matches!(cause, Cause::Identity | Cause::Conflict);
+        let spent = self.table.get(ticket).is_some_and(|entry| entry.spent);
+        // What the store does not know, and never will, would be lost.
+        let passes = self.config.on_dead == OnDead::Record && (claimed || spent || cause == Cause::DeadBefore);
         if !self.is_live(ticket) && !passes {
             // Whoever gets it next finds it as it is, and does what is to be done.
             if claimed {
@@ -130,12 +132,9 @@ impl Engine {
                 self.set(ticket, Phase::Lettering(cause));
                 self.letters.push((ticket, cause));
             }
-            OnDead::Record if matches!(cause, Cause::Identity | Cause::Conflict) => {
-                self.stop(ticket, cause, Verdict::Released, commands);
-            }
-            OnDead::Record if claimed => self.end(ticket, Verdict::Dead),
-            OnDead::Record => self.finish(ticket, Ending::Dead),
-            OnDead::Stop => self.stop(ticket, cause, Verdict::Released, commands),
+            OnDead::Record if passes && claimed => self.end(ticket, Verdict::Dead),
+            OnDead::Record if passes => self.finish(ticket, Ending::Dead),
+            OnDead::Record | OnDead::Stop => self.stop(ticket, cause, Verdict::Released, commands),
         }
     }
 

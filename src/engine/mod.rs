@@ -162,7 +162,7 @@ pub struct Engine {
     startable: VecDeque<u32>,
     loose: VecDeque<Ticket>,
     running: usize,
-    /// Messages in [`Phase::Ready`], and in hand at all.
+    /// Messages whose handlers may begin, or may once they are settled, and those in hand at all.
     ready: usize,
     in_hand: usize,
     suspects: VecDeque<Ticket>,
@@ -287,7 +287,8 @@ impl Engine {
         let parked = self.parked.peek().map(|Reverse((at, _, _))| *at);
         let commit = (self.finished_since > 0 && !self.committing).then_some(self.next_commit);
         let drains = self.drains.iter().map(|drain| drain.by);
-        let full = self.parts.iter().flatten().filter_map(Partition::wake_at);
+        let live = self.parts.iter().flatten().filter(|part| part.stage == partition::Stage::Live);
+        let full = live.filter_map(Partition::wake_at);
         // What lies behind us was tried already, and waits for something else.
         let ahead = |breaker: &Breaker| Some(breaker.until()).filter(|until| breaker.is_tripped() && *until > self.now);
         let (store, downstream) = (ahead(&self.store), ahead(&self.downstream));
@@ -393,7 +394,8 @@ impl Engine {
             (true, false) => self.count_in_hand(at, -1),
             _ => {}
         }
-        self.ready = self.ready + usize::from(phase == Phase::Ready) - usize::from(before == Phase::Ready);
+        let ready = |phase| matches!(phase, Phase::Ready | Phase::First);
+        self.ready = self.ready + usize::from(ready(phase)) - usize::from(ready(before));
         let waits = |phase| matches!(phase, Phase::Parked | Phase::Unlettered(_));
         self.waiting = self.waiting + usize::from(waits(phase)) - usize::from(waits(before));
     }
