@@ -64,8 +64,12 @@ struct One {
     attempt: u32,
     /// The assignment in which its handler failed for the last time, plus 1.
     given_up: u32,
-    /// Calls in which it runs, by process.
-    running: Vec<(u32, u32)>,
+    /// Where it runs: process, call, assignment.
+    running: Vec<(u32, u32, u32)>,
+    /// Its handler began under the claim held.
+    begun: bool,
+    /// How its handler ended last.
+    ended: Option<Ended>,
 }
 
 #[derive(Debug)]
@@ -155,7 +159,7 @@ impl Checker {
             }
             What::Committed { partition, offset } => return self.committed(plan, process, partition, offset),
             What::Crashed | What::Left => {
-                self.messages.iter_mut().for_each(|one| one.running.retain(|(by, _)| *by != process));
+                self.messages.iter_mut().for_each(|one| one.running.retain(|(by, ..)| *by != process));
             }
             _ => {}
         }
@@ -179,7 +183,8 @@ impl Checker {
     }
 
     fn claimed(&mut self, plan: &Plan, message: u32, attempt: u32, took_over: bool) {
-        self.messages[message as usize].attempt = attempt;
+        let own = &mut self.messages[message as usize];
+        (own.attempt, own.begun) = (attempt, false);
         let one = &plan.messages[message as usize];
         let Some(identity) = one.identity else { return };
         let known = &mut self.known[identity as usize];
@@ -238,12 +243,14 @@ impl Checker {
         let record = self.record(plan, message);
         let twice = match record {
             Some(_) => plan.twins(message).iter().any(|twin| self.runs(*twin, process)),
-            None => self.runs(message, process),
+            // Without a record two assignments are told apart by nothing.
+            None => self.messages[message as usize].running.iter().any(|(by, _, of)| (*by, *of) == (process, epoch)),
         };
         if twice {
             return broken("concurrency", format!("message {message} runs twice at once in process {process}"));
         }
-        self.messages[message as usize].running.push((process, call));
+        self.messages[message as usize].running.push((process, call, epoch));
+        self.messages[message as usize].begun = true;
         if let Some(identity) = record {
             let known = &mut self.known[identity];
             if known.first == NOTHING {
@@ -272,7 +279,7 @@ impl Checker {
             if first == message {
                 return Ok(());
             }
-            if self.messages[first as usize].running.contains(&(process, call)) {
+            if self.messages[first as usize].running.contains(&(process, call, epoch)) {
                 // One call takes both, in order: look at what lies in between.
                 return self.behind(plan, process, message, epoch, call, lane);
             }
@@ -294,7 +301,7 @@ impl Checker {
             }
             let own = &self.messages[*before as usize];
             let through = self.is_over(plan, *before, epoch, policy);
-            if !own.running.contains(&(process, call)) && (!through || self.runs(*before, process)) {
+            if !own.running.contains(&(process, call, epoch)) && (!through || self.runs(*before, process)) {
                 return broken("order", format!("message {message} begins before {before}, which lies before it in its lane"));
             }
         }
@@ -304,12 +311,16 @@ impl Checker {
     /// Whether those behind a message may begin: its handler came through, or it was given up.
     fn is_over(&self, plan: &Plan, message: u32, epoch: u32, policy: Policy) -> bool {
         let own = &self.messages[message as usize];
-        let given_up = own.given_up == epoch + 1 && policy.on_dead == OnDead::Record;
-        own.through == epoch + 1 || given_up || self.is_through(plan, message, policy)
+        // Given up, and its letter is written: what the store is to hear of it decides nothing any more.
+        let given_up = own.given_up == epoch + 1 && (policy.on_dead == OnDead::Record || own.lettered);
+        // A copy before it in the lane came through: this one will come out as a duplicate of that.
+        let came_through = |twin: &u32| self.messages[*twin as usize].through == epoch + 1;
+        let copied = plan.mode == Mode::Dedup && plan.twins(message).iter().take_while(|twin| **twin < message).any(came_through);
+        own.through == epoch + 1 || given_up || copied || self.is_through(plan, message, policy)
     }
 
     fn runs(&self, message: u32, process: u32) -> bool {
-        self.messages[message as usize].running.iter().any(|(by, _)| *by == process)
+        self.messages[message as usize].running.iter().any(|(by, ..)| *by == process)
     }
 
     fn effect(&mut self, plan: &Plan, message: u32) -> Checked {
@@ -341,7 +352,8 @@ impl Checker {
 
     fn ended(&mut self, plan: &Plan, (process, message, epoch): (u32, u32, u32), how: Ended, effect: bool) {
         let own = &mut self.messages[message as usize];
-        own.running.retain(|(by, _)| *by != process);
+        own.running.retain(|(by, _, of)| (*by, *of) != (process, epoch));
+        own.ended = Some(how);
         if matches!(how, Ended::Succeeded | Ended::Passed) || plan.config.settle_first {
             own.through = epoch + 1;
         }
@@ -355,7 +367,6 @@ impl Checker {
             known.explained += 1;
             self.explained += 1;
         }
-        known.unburnt += u32::from(how == Ended::Unavailable);
     }
 
     fn settled(&mut self, plan: &Plan, process: u32, message: u32, recorded: Recorded) -> Checked {
@@ -377,6 +388,14 @@ impl Checker {
                 if letters && !known.lettered.contains(&one.body) {
                     return broken("states", format!("message {message} is settled as dead before its letter was written"));
                 }
+            }
+            Recorded::Released if self.messages[message as usize].begun => {
+                // Only what needs something that is down, or ends the consumer, is given back after it ran.
+                let ended = self.messages[message as usize].ended;
+                if ended != Some(Ended::Unavailable) && self.policies[process as usize].on_dead != OnDead::Stop {
+                    return broken("states", format!("message {message} ran ({ended:?}), and its attempt is given back"));
+                }
+                known.unburnt += 1;
             }
             Recorded::Failed | Recorded::Released | Recorded::Nothing => {}
         }
