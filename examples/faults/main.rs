@@ -37,6 +37,7 @@ Usage: scripts/faults [FLAGS]
   --seed S           which faults, when (default: 1)
   --stores LIST      of redis, postgres, mariadb, sqlite (default: all)
   --protocol KIND    cooperative, classic or consumer (default: by the seed, another one for each store)
+  --order KIND       partition, key or unordered (default: by the seed)
   --rate N           distinct messages a second (default: 200); 40 copies are produced for each 100
   --keep             keeps the folder of logs and journals; after a failure it is kept anyway
   --sabotage KIND    shows that the judge can tell; the run must fail:
@@ -53,6 +54,7 @@ pub struct Orders {
     seed: u64,
     stores: Vec<String>,
     protocol: Option<&'static str>,
+    order: Option<&'static str>,
     rate: u64,
     keep: bool,
     sabotage: Option<Sabotage>,
@@ -101,6 +103,7 @@ fn read() -> Result<Option<Orders>, String> {
         seed: 1,
         stores: STORES.map(str::to_owned).to_vec(),
         protocol: None,
+        order: None,
         rate: 200,
         keep: false,
         sabotage: None,
@@ -126,6 +129,11 @@ fn read() -> Result<Option<Orders>, String> {
                 let name = parser.value().and_then(|v| v.string()).map_err(wrong)?;
                 let known = ["cooperative", "classic", "consumer"].into_iter().find(|known| *known == name);
                 orders.protocol = Some(known.ok_or("--protocol: choose cooperative, classic or consumer")?);
+            }
+            Long("order") => {
+                let name = parser.value().and_then(|v| v.string()).map_err(wrong)?;
+                let known = ["partition", "key", "unordered"].into_iter().find(|known| *known == name);
+                orders.order = Some(known.ok_or("--order: choose partition, key or unordered")?);
             }
             Long("sabotage") => {
                 let name = parser.value().and_then(|v| v.string()).map_err(wrong)?;

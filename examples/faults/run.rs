@@ -53,6 +53,7 @@ pub struct Run<'g> {
     topic: String,
     folder: PathBuf,
     protocol: &'static str,
+    order: &'static str,
     injection: Injection,
     random: Random,
     members: Vec<Option<Member>>,
@@ -76,6 +77,7 @@ impl<'g> Run<'g> {
     pub fn prepare(orders: &'g Orders, ground: &'g Ground, store_name: &str, folder: &Path) -> Self {
         let mut random = Random::new(orders.seed ^ store_name.bytes().fold(0, |sum, byte| sum * 31 + u64::from(byte)));
         let protocol = orders.protocol.unwrap_or_else(|| random.pick(&["cooperative", "classic", "consumer"]));
+        let order = orders.order.unwrap_or_else(|| random.pick(&["partition", "key", "unordered"]));
         let store = Store::start(store_name);
         let folder = folder.join(store_name);
         fs::create_dir_all(&folder).expect("the run's folder can be written to");
@@ -89,6 +91,7 @@ impl<'g> Run<'g> {
             topic: unique("faults"),
             folder,
             protocol,
+            order,
             injection: Injection { seed: orders.seed, fail: 2.0, panic: 0.5, fatal: 0.5 },
             random,
             members: (0..SLOTS).map(|_| None).collect(),
@@ -109,7 +112,10 @@ impl<'g> Run<'g> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(kafka.create_topic(&self.topic, PARTITIONS));
         self.began = Instant::now();
-        self.say(&format!("store {}, protocol {}, seed {}", self.store_name, self.protocol, self.orders.seed));
+        self.say(&format!(
+            "store {}, protocol {}, order by {}, seed {}",
+            self.store_name, self.protocol, self.order, self.orders.seed
+        ));
         let traffic = Traffic::start(kafka, &self.topic, self.orders.rate, self.orders.seed);
         (0..STEADY).for_each(|slot| self.start(slot));
         self.harm();
@@ -263,6 +269,8 @@ impl<'g> Run<'g> {
             ("effects", self.ground.effects_url()),
             ("member", format!("member-{slot}")),
             ("handler-delay-ms", "6".into()),
+            ("order", self.order.into()),
+            ("concurrency", "32".into()),
             ("fail-percent", self.injection.fail.to_string()),
             ("panic-percent", self.injection.panic.to_string()),
             ("fatal-percent", self.injection.fatal.to_string()),

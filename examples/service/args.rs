@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hapax::Mode;
 use hapax::identity::{Identify, Sha256, digest, header, json, position, record_key};
+use hapax::{Mode, Order};
 
 use crate::flags::{Flag, Given, describe};
 use crate::injection::Injection;
@@ -28,6 +28,8 @@ const FLAGS: &[Flag] = &[
         "what makes two messages the same: header:NAME (default: header:message-id), key, json:/POINTER, sha256, position",
     ),
     ("mode", "KIND", "deduplicated (default), at-least-once, at-most-once"),
+    ("order", "KIND", "which messages wait for which: partition (default), key, unordered"),
+    ("concurrency", "N", "handlers that may run at once (default: 64)"),
     ("lease-ms", "N", "how long a claim lasts unless it is renewed (default: 30000)"),
     ("retry-ms", "N", "the wait after the first failed attempt; each further one doubles it (default: 200)"),
     ("attempts", "N", "attempts before a message is given up (default: 8)"),
@@ -70,6 +72,7 @@ pub fn help() -> String {
 pub struct Args {
     pub kafka: Kafka,
     pub once: Once,
+    pub flow: Flow,
     pub work: Work,
     pub member: String,
     pub metrics_port: Option<u16>,
@@ -105,6 +108,12 @@ pub struct Once {
     pub lease: Duration,
     pub retry: Duration,
     pub attempts: u32,
+}
+
+/// What waits for what.
+pub struct Flow {
+    pub order: Order,
+    pub concurrency: usize,
 }
 
 /// What makes two messages the same.
@@ -186,6 +195,14 @@ pub fn read() -> Result<Option<Args>, String> {
             lease: given.millis("lease-ms", 1_000)?.unwrap_or(Duration::from_secs(30)),
             retry: given.millis("retry-ms", 0)?.unwrap_or(Duration::from_millis(200)),
             attempts: given.number("attempts", 1, 1_000_000)?.map_or(8, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+        },
+        flow: Flow {
+            order: given.one_of(
+                "order",
+                &[("partition", Order::Partition), ("key", Order::Key), ("unordered", Order::Unordered)],
+                Order::Partition,
+            )?,
+            concurrency: given.number("concurrency", 1, 1_000_000)?.map_or(64, |n| usize::try_from(n).unwrap_or(64)),
         },
         work: Work {
             effects: given.needed("effects", "sqlite:effects.db")?,

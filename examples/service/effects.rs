@@ -100,6 +100,10 @@ pub enum WorkError {
 impl HandlerError for WorkError {
     fn class(&self) -> ErrorClass {
         match self {
+            // The database is away, whatever the message: everything waits for it, and no attempt is burnt.
+            Self::Effects(sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut) => {
+                ErrorClass::Unavailable
+            }
             Self::Effects(_) | Self::Injected => ErrorClass::Retryable,
             Self::Hopeless => ErrorClass::Fatal,
         }

@@ -20,8 +20,7 @@ mod store;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use hapax::{Claim, Consumer, ConsumerError, Message, Once, Retry, Summary};
-use tokio_util::sync::CancellationToken;
+use hapax::{Claim, Consumer, ConsumerError, Message, Once, Retry, Summary, shutdown_signal};
 
 use args::Args;
 use effects::Effects;
@@ -79,7 +78,10 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
             shutdown.cancel();
         });
     }
-    let consumer = Consumer::new(args.kafka.member()).topics(&args.kafka.topics);
+    let consumer = Consumer::new(args.kafka.member())
+        .topics(&args.kafka.topics)
+        .order(args.flow.order)
+        .concurrency(args.flow.concurrency);
     let handler = Handler::new(args.work, effects);
     let each = once.each(move |message: Message, claim: Claim| {
         let handler = handler.clone();
@@ -104,21 +106,6 @@ async fn once(args: &Args) -> Result<Once, String> {
         .build()
         .await
         .map_err(|e| store::cannot_build(&e))
-}
-
-/// Cancelled at SIGTERM and SIGINT.
-fn shutdown_signal() -> CancellationToken {
-    use tokio::signal::unix::{SignalKind, signal};
-    let token = CancellationToken::new();
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let token = token.clone();
-        let Ok(mut signal) = signal(kind) else { continue };
-        tokio::spawn(async move {
-            signal.recv().await;
-            token.cancel();
-        });
-    }
-    token
 }
 
 fn done(summary: &Summary, took: Duration) -> String {
