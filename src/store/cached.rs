@@ -6,18 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use tokio::time::Instant;
 
-use super::{Ask, Batch, DedupStore, Description, Keyed, Purged, Report, Retention, StoreError};
+use super::{Ask, Batch, DedupStore, Keyed, StoreError, forward};
 use crate::identity::{Fingerprint, Key};
-use crate::record::{
-    self, ClaimOutcome, Extend, ExtendOutcome, Fence, Millis, Origin, Record, RequeueOutcome, Seen, Settle,
-    SettleOutcome, Terms, Verdict,
-};
+use crate::record::{self, ClaimOutcome, Fence, Millis, Origin, Seen, Settle, SettleOutcome, Terms, Verdict};
 
 /// What an entry takes beside its kept result, in bytes: key, fields, and the cache's own bookkeeping.
 const ENTRY_BYTES: u64 = 192;
@@ -42,7 +38,7 @@ const CLOCK_STALE: Millis = 60_000;
 /// # When the store forgets
 ///
 /// A store may be flushed, restored from a backup, or purged. The cache then answers "duplicate" for what it still
-/// knows, at most for [`CacheLimits::ttl`], which never exceeds the store's [`Retention::succeeded`]. Call
+/// knows, at most for [`CacheLimits::ttl`], which never exceeds the store's [`Retention::succeeded`](super::Retention::succeeded). Call
 /// [`clear`](Self::clear) after such an operation, and when partitions are revoked if other members could have
 /// changed the store. `get`, `requeue` and `purge` always go to the store.
 ///
@@ -81,7 +77,7 @@ pub struct CacheLimits {
     ///
     /// The cache is split into shards, and a result that is larger than a shard is not kept.
     pub bytes: usize,
-    /// How long an entry is used. Never longer than the store's [`Retention::succeeded`]. Default: 10 minutes.
+    /// How long an entry is used. Never longer than the store's [`Retention::succeeded`](super::Retention::succeeded). Default: 10 minutes.
     pub ttl: Duration,
 }
 
@@ -345,17 +341,8 @@ impl<S: fmt::Debug> fmt::Debug for Cached<S> {
     }
 }
 
-#[async_trait]
-impl<S: DedupStore> DedupStore for Cached<S> {
-    fn describe(&self) -> Description {
-        self.store.describe()
-    }
-
-    fn retention(&self) -> Retention {
-        self.store.retention()
-    }
-
-    async fn claim(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
+impl<S: DedupStore> Cached<S> {
+    async fn claim_the_rest(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
         // Taken before the store is asked, so that an entry's time is over no later than counted from the store's answer.
         let now = self.now();
         let Looked { hits, misses } = self.look(asks, now);
@@ -384,7 +371,7 @@ impl<S: DedupStore> DedupStore for Cached<S> {
         Ok(outcomes)
     }
 
-    async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
+    async fn settle_and_keep(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
         let before = self.now();
         let outcomes = self.store.settle(settles).await?;
         let during = before + (self.now() - before) / 2;
@@ -403,28 +390,14 @@ impl<S: DedupStore> DedupStore for Cached<S> {
         }
         Ok(outcomes)
     }
+}
 
-    async fn extend(&self, claims: &Batch<Extend>) -> Result<Vec<ExtendOutcome>, StoreError> {
-        self.store.extend(claims).await
+forward! {
+    [S: DedupStore] Cached<S>, |this| this.store,
+    async fn claim(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
+        self.claim_the_rest(terms, asks).await
     }
-
-    async fn get(&self, keys: &Batch<Key>) -> Result<Vec<Option<Record>>, StoreError> {
-        self.store.get(keys).await
-    }
-
-    async fn requeue(&self, keys: &Batch<Key>) -> Result<Vec<RequeueOutcome>, StoreError> {
-        self.store.requeue(keys).await
-    }
-
-    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
-        self.store.purge(limit).await
-    }
-
-    async fn ensure_schema(&self) -> Result<(), StoreError> {
-        self.store.ensure_schema().await
-    }
-
-    async fn check(&self) -> Result<Report, StoreError> {
-        self.store.check().await
+    async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
+        self.settle_and_keep(settles).await
     }
 }

@@ -236,42 +236,71 @@ impl Purged {
     }
 }
 
+/// Implements [`DedupStore`] by another store: claiming and settling as given, if they are, everything else passed on.
 macro_rules! forward {
-    ($($wrapper:ty),*) => {$(
-        #[async_trait]
-        impl<S: DedupStore + ?Sized> DedupStore for $wrapper {
-            fn describe(&self) -> Description {
-                (**self).describe()
-            }
-            fn retention(&self) -> Retention {
-                (**self).retention()
-            }
+    ([$($generics:tt)*] $wrapper:ty, |$this:ident| $store:expr) => {
+        forward! {
+            [$($generics)*] $wrapper, |$this| $store,
             async fn claim(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
-                (**self).claim(terms, asks).await
+                let $this = self;
+                $store.claim(terms, asks).await
             }
             async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
-                (**self).settle(settles).await
-            }
-            async fn extend(&self, claims: &Batch<Extend>) -> Result<Vec<ExtendOutcome>, StoreError> {
-                (**self).extend(claims).await
-            }
-            async fn get(&self, keys: &Batch<Key>) -> Result<Vec<Option<Record>>, StoreError> {
-                (**self).get(keys).await
-            }
-            async fn requeue(&self, keys: &Batch<Key>) -> Result<Vec<RequeueOutcome>, StoreError> {
-                (**self).requeue(keys).await
-            }
-            async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
-                (**self).purge(limit).await
-            }
-            async fn ensure_schema(&self) -> Result<(), StoreError> {
-                (**self).ensure_schema().await
-            }
-            async fn check(&self) -> Result<Report, StoreError> {
-                (**self).check().await
+                let $this = self;
+                $store.settle(settles).await
             }
         }
-    )*};
+    };
+    ([$($generics:tt)*] $wrapper:ty, |$this:ident| $store:expr, $($own:tt)*) => {
+        #[async_trait::async_trait]
+        impl<$($generics)*> $crate::store::DedupStore for $wrapper {
+            fn describe(&self) -> $crate::store::Description {
+                let $this = self;
+                $store.describe()
+            }
+            fn retention(&self) -> $crate::store::Retention {
+                let $this = self;
+                $store.retention()
+            }
+            $($own)*
+            async fn extend(
+                &self,
+                claims: &$crate::store::Batch<$crate::record::Extend>,
+            ) -> Result<Vec<$crate::record::ExtendOutcome>, $crate::store::StoreError> {
+                let $this = self;
+                $store.extend(claims).await
+            }
+            async fn get(
+                &self,
+                keys: &$crate::store::Batch<$crate::identity::Key>,
+            ) -> Result<Vec<Option<$crate::record::Record>>, $crate::store::StoreError> {
+                let $this = self;
+                $store.get(keys).await
+            }
+            async fn requeue(
+                &self,
+                keys: &$crate::store::Batch<$crate::identity::Key>,
+            ) -> Result<Vec<$crate::record::RequeueOutcome>, $crate::store::StoreError> {
+                let $this = self;
+                $store.requeue(keys).await
+            }
+            async fn purge(&self, limit: usize) -> Result<$crate::store::Purged, $crate::store::StoreError> {
+                let $this = self;
+                $store.purge(limit).await
+            }
+            async fn ensure_schema(&self) -> Result<(), $crate::store::StoreError> {
+                let $this = self;
+                $store.ensure_schema().await
+            }
+            async fn check(&self) -> Result<$crate::store::Report, $crate::store::StoreError> {
+                let $this = self;
+                $store.check().await
+            }
+        }
+    };
 }
+#[cfg(any(feature = "cache", feature = "bloom"))]
+use forward;
 
-forward!(Arc<S>, Box<S>);
+forward!([S: DedupStore + ?Sized] Arc<S>, |this| (**this));
+forward!([S: DedupStore + ?Sized] Box<S>, |this| (**this));

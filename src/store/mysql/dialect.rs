@@ -7,28 +7,16 @@ use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlRow};
 use sqlx::{AssertSqlSafe, Error, Row};
 
 use super::{bind, check};
-use crate::identity::Key;
-use crate::record::Record;
 use crate::store::Report;
-use crate::store::sql::{Call, Dialect, Expr, Fault, Field, Join, Kind, Marker, Raw, Reading, TableName};
+use crate::store::sql::{Call, Dialect, Expr, Fault, Field, Join, Kind, Marker, Reading, TableName, reading};
 
 /// MySQL and MariaDB.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mysql;
 
-fn record(row: &MySqlRow) -> Result<Option<(Key, Record)>, Error> {
-    let raw = Raw {
-        key: row.try_get(1)?,
-        fingerprint: row.try_get(2)?,
-        state: i64::from(row.try_get::<u8, _>(3)?),
-        attempts: i64::from(row.try_get::<u32, _>(4)?),
-        owner: row.try_get(5)?,
-        fence: row.try_get(6)?,
-        time: row.try_get(7)?,
-        origin: row.try_get(8)?,
-        result: row.try_get(9)?,
-    };
-    Ok(raw.decode())
+/// State and attempts, which each database keeps in types of its own.
+fn numbers(row: &MySqlRow) -> Result<(i64, i64), Error> {
+    Ok((row.try_get::<u8, _>(3)?.into(), row.try_get::<u32, _>(4)?.into()))
 }
 
 impl Dialect for Mysql {
@@ -133,19 +121,7 @@ impl Dialect for Mysql {
     async fn fetch(&self, conn: &mut MySqlConnection, call: Call<'_>) -> Result<Option<Reading>, Error> {
         let arguments = bind::arguments(&call)?;
         let rows = sqlx::query_with(AssertSqlSafe(call.text), arguments).fetch_all(conn).await?;
-        let Some(first) = rows.first() else { return Err(Error::RowNotFound) };
-        let now = first.try_get(0)?;
-        if rows.len() == 1 && first.try_get::<Option<&[u8]>, _>(1)?.is_none() {
-            return Ok(Some(Reading { now, records: Vec::new() }));
-        }
-        let mut records = Vec::with_capacity(rows.len());
-        for row in &rows {
-            match record(row)? {
-                Some(record) => records.push(record),
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(Reading { now, records }))
+        reading(&rows, numbers)
     }
 
     async fn keys(&self, conn: &mut MySqlConnection, call: Call<'_>) -> Result<Vec<Vec<u8>>, Error> {

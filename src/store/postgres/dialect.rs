@@ -7,12 +7,9 @@ use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::{Arguments, AssertSqlSafe, Error, Row};
 
 use super::check;
-use crate::identity::Key;
-use crate::record::Record;
 use crate::store::Report;
 use crate::store::sql::{
-    Call, Column, Dialect, Expr, Fault, Field, Join, Kind, Marker, Raw, Reading, Scalar, TableName, Values,
-    insert_select, update_alike, update_from,
+    Call, Column, Dialect, Fault, Field, Kind, Marker, Reading, Scalar, TableName, Values, reading,
 };
 
 /// PostgreSQL.
@@ -45,19 +42,9 @@ fn arguments(values: &Values) -> Result<PgArguments, Error> {
     Ok(arguments)
 }
 
-fn record(row: &PgRow) -> Result<Option<(Key, Record)>, Error> {
-    let raw = Raw {
-        key: row.try_get(1)?,
-        fingerprint: row.try_get(2)?,
-        state: i64::from(row.try_get::<i16, _>(3)?),
-        attempts: i64::from(row.try_get::<i32, _>(4)?),
-        owner: row.try_get(5)?,
-        fence: row.try_get(6)?,
-        time: row.try_get(7)?,
-        origin: row.try_get(8)?,
-        result: row.try_get(9)?,
-    };
-    Ok(raw.decode())
+/// State and attempts, which each database keeps in types of its own.
+fn numbers(row: &PgRow) -> Result<(i64, i64), Error> {
+    Ok((row.try_get::<i16, _>(3)?.into(), row.try_get::<i32, _>(4)?.into()))
 }
 
 impl Dialect for Postgres {
@@ -103,26 +90,6 @@ impl Dialect for Postgres {
         format!("= ANY (${first}::bytea[])")
     }
 
-    fn insert(
-        table: &str,
-        columns: &[&str],
-        exprs: &[Expr],
-        fields: &[Field],
-        scalars: usize,
-        now: &str,
-        size: usize,
-    ) -> String {
-        insert_select::<Self>(table, columns, exprs, fields, scalars, now, size)
-    }
-
-    fn update(table: &str, join: &Join<'_>, size: usize) -> String {
-        update_from::<Self>(table, join, size)
-    }
-
-    fn update_alike(table: &str, set: &[(&'static str, String)], on: &str, first: usize, size: usize) -> String {
-        update_alike::<Self>(table, set, on, first, size)
-    }
-
     fn read(table: &str, now: &str, size: usize) -> String {
         format!(
             "SELECT c.now, h.message_key, h.fingerprint, h.state, h.attempts, h.owner, h.fence, h.time, h.origin, h.result \
@@ -146,14 +113,7 @@ impl Dialect for Postgres {
     async fn fetch(&self, conn: &mut PgConnection, call: Call<'_>) -> Result<Option<Reading>, Error> {
         let query = sqlx::query_with(AssertSqlSafe(call.text), arguments(call.values)?).persistent(call.keep);
         let rows = query.fetch_all(conn).await?;
-        let Some(first) = rows.first() else { return Err(Error::RowNotFound) };
-        let now = first.try_get(0)?;
-        if rows.len() == 1 && first.try_get::<Option<&[u8]>, _>(1)?.is_none() {
-            return Ok(Some(Reading { now, records: Vec::new() }));
-        }
-        let records: Result<Option<Vec<_>>, Error> =
-            rows.iter().map(|row| record(row).transpose()).map(Option::transpose).collect();
-        Ok(records?.map(|records| Reading { now, records }))
+        reading(&rows, numbers)
     }
 
     async fn keys(&self, conn: &mut PgConnection, call: Call<'_>) -> Result<Vec<Vec<u8>>, Error> {

@@ -6,12 +6,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use async_trait::async_trait;
-
 pub use self::bloom::{BloomFilter, FilterStats};
-use super::{Ask, Batch, DedupStore, Description, Keyed, Purged, Report, Retention, StoreError};
+use super::{Ask, Batch, DedupStore, Keyed, StoreError, forward};
 use crate::identity::Key;
-use crate::record::{ClaimOutcome, Extend, ExtendOutcome, Record, RequeueOutcome, Settle, SettleOutcome, Terms};
+use crate::record::{ClaimOutcome, Settle, SettleOutcome, Terms};
 
 /// "Maybe seen" for at most one message in so many is taken for chance, and changes nothing.
 const CHANCE: usize = 32;
@@ -139,17 +137,8 @@ impl<S: fmt::Debug, F: fmt::Debug> fmt::Debug for Prechecked<S, F> {
     }
 }
 
-#[async_trait]
-impl<S: DedupStore, F: Precheck> DedupStore for Prechecked<S, F> {
-    fn describe(&self) -> Description {
-        self.store.describe()
-    }
-
-    fn retention(&self) -> Retention {
-        self.store.retention()
-    }
-
-    async fn claim(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
+impl<S: DedupStore, F: Precheck> Prechecked<S, F> {
+    async fn claim_with_hints(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
         let seen: Vec<bool> = asks.items().iter().map(|ask| self.filter.maybe_seen(&ask.key())).collect();
         let maybe = seen.iter().filter(|seen| **seen).count();
         self.counts.asked.fetch_add(asks.len() as u64, Ordering::Relaxed);
@@ -167,32 +156,14 @@ impl<S: DedupStore, F: Precheck> DedupStore for Prechecked<S, F> {
         self.learn(asks, &seen, &outcomes);
         Ok(outcomes)
     }
+}
 
+forward! {
+    [S: DedupStore, F: Precheck] Prechecked<S, F>, |this| this.store,
+    async fn claim(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
+        self.claim_with_hints(terms, asks).await
+    }
     async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
         self.store.settle(settles).await
-    }
-
-    async fn extend(&self, claims: &Batch<Extend>) -> Result<Vec<ExtendOutcome>, StoreError> {
-        self.store.extend(claims).await
-    }
-
-    async fn get(&self, keys: &Batch<Key>) -> Result<Vec<Option<Record>>, StoreError> {
-        self.store.get(keys).await
-    }
-
-    async fn requeue(&self, keys: &Batch<Key>) -> Result<Vec<RequeueOutcome>, StoreError> {
-        self.store.requeue(keys).await
-    }
-
-    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
-        self.store.purge(limit).await
-    }
-
-    async fn ensure_schema(&self) -> Result<(), StoreError> {
-        self.store.ensure_schema().await
-    }
-
-    async fn check(&self) -> Result<Report, StoreError> {
-        self.store.check().await
     }
 }

@@ -12,7 +12,7 @@ use sqlx::error::DatabaseError;
 use super::fault::Fault;
 use super::name::TableName;
 use super::rows::{Kind, Reading, Values};
-use super::statement::{Expr, Field, Join, Statement};
+use super::statement::{Expr, Field, Join, Statement, insert_select, update_alike, update_from};
 use crate::store::Report;
 
 /// A dialect's connection.
@@ -81,13 +81,19 @@ pub(crate) trait Dialect: Debug + Clone + Send + Sync + 'static {
         scalars: usize,
         now: &str,
         size: usize,
-    ) -> String;
+    ) -> String {
+        insert_select::<Self>(table, columns, exprs, fields, scalars, now, size)
+    }
 
     /// An update that counts the rows that met its conditions.
-    fn update(table: &str, join: &Join<'_>, size: usize) -> String;
+    fn update(table: &str, join: &Join<'_>, size: usize) -> String {
+        update_from::<Self>(table, join, size)
+    }
 
     /// An update that sets the same in the rows of a batch of keys and fingerprints.
-    fn update_alike(table: &str, set: &[(&'static str, String)], on: &str, first: usize, size: usize) -> String;
+    fn update_alike(table: &str, set: &[(&'static str, String)], on: &str, first: usize, size: usize) -> String {
+        update_alike::<Self>(table, set, on, first, size)
+    }
 
     /// A read of a batch of keys that gives the clock even where nothing stands.
     fn read(table: &str, now: &str, size: usize) -> String;

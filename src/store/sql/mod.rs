@@ -17,14 +17,18 @@ pub(crate) use dialect::{Call, Dialect, Marker};
 pub(crate) use engine::{CONNECTIONS, Engine, LOCK_TIMEOUT};
 pub(crate) use fault::Fault;
 pub(crate) use name::TableName;
-pub(crate) use rows::{Column, Kind, Raw, Reading, Scalar, Values};
+#[cfg(feature = "sqlite")]
+pub(crate) use rows::Raw;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) use rows::reading;
+pub(crate) use rows::{Column, Kind, Reading, Scalar, Values};
+pub(crate) use statement::Field;
 #[cfg(feature = "mysql")]
 pub(crate) use statement::Statement;
 #[cfg(feature = "mysql")]
 pub(crate) use statement::{CREATE_EXPRS, INSERT_EXPRS};
-pub(crate) use statement::{Expr, Field, Join};
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-pub(crate) use statement::{insert_select, update_alike, update_from};
+#[cfg(feature = "mysql")]
+pub(crate) use statement::{Expr, Join};
 
 /// A store over the shared engine: settings and [`DedupStore`](crate::store::DedupStore).
 macro_rules! sql_store {

@@ -1,6 +1,7 @@
 //! Values of a batch, column by column, as statements take them; and records as statements give them.
 
 use bytes::Bytes;
+use sqlx::{ColumnIndex, Decode, Row, Type};
 
 use crate::identity::{Fingerprint, Key};
 use crate::record::{Fence, Millis, Origin, Owner, Record, State};
@@ -80,6 +81,41 @@ impl Values {
 pub(crate) struct Reading {
     pub(crate) now: Millis,
     pub(crate) records: Vec<(Key, Record)>,
+}
+
+/// Reads what a dialect's `read` selects: the clock, then a record's columns, null where nothing stands at all. `None` if a
+/// record is not of this crate's making. `numbers` gives a row's state and attempts.
+pub(crate) fn reading<'r, R: Row>(
+    rows: &'r [R],
+    numbers: impl Fn(&'r R) -> Result<(i64, i64), sqlx::Error>,
+) -> Result<Option<Reading>, sqlx::Error>
+where
+    usize: ColumnIndex<R>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+    &'r [u8]: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let Some(first) = rows.first() else { return Err(sqlx::Error::RowNotFound) };
+    let mut reading = Reading { now: first.try_get(0)?, records: Vec::with_capacity(rows.len()) };
+    if rows.len() == 1 && first.try_get::<Option<&[u8]>, _>(1)?.is_none() {
+        return Ok(Some(reading));
+    }
+    for row in rows {
+        let (state, attempts) = numbers(row)?;
+        let raw = Raw {
+            key: row.try_get(1)?,
+            fingerprint: row.try_get(2)?,
+            state,
+            attempts,
+            owner: row.try_get(5)?,
+            fence: row.try_get(6)?,
+            time: row.try_get(7)?,
+            origin: row.try_get(8)?,
+            result: row.try_get(9)?,
+        };
+        let Some(record) = raw.decode() else { return Ok(None) };
+        reading.records.push(record);
+    }
+    Ok(Some(reading))
 }
 
 /// A record's columns as a server gives them.

@@ -373,7 +373,6 @@ pub(crate) fn keeps(values: Values, retention: &Retention) -> Values {
 }
 
 /// `INSERT … SELECT … ON CONFLICT DO NOTHING`, as PostgreSQL and SQLite write it.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) fn insert_select<D: Dialect>(
     table: &str,
     columns: &[&str],
@@ -401,7 +400,6 @@ pub(crate) fn insert_select<D: Dialect>(
 }
 
 /// `UPDATE … FROM …`, as PostgreSQL and SQLite write it.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) fn update_from<D: Dialect>(table: &str, join: &Join<'_>, size: usize) -> String {
     let set: Vec<String> = join.set.iter().map(|(column, value)| format!("{column} = {value}")).collect();
     format!(
@@ -413,7 +411,6 @@ pub(crate) fn update_from<D: Dialect>(table: &str, join: &Join<'_>, size: usize)
 }
 
 /// An update of pairs of key and fingerprint to one and the same, as PostgreSQL and SQLite write it.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) fn update_alike<D: Dialect>(
     table: &str,
     set: &[(&'static str, String)],

@@ -8,10 +8,7 @@ use sqlx::{Arguments, AssertSqlSafe, Error, Executor, Row};
 
 use super::{check, pack};
 use crate::store::Report;
-use crate::store::sql::{
-    Call, Dialect, Expr, Fault, Field, Join, Kind, Marker, Reading, Scalar, TableName, Values, insert_select,
-    update_alike, update_from,
-};
+use crate::store::sql::{Call, Dialect, Fault, Field, Kind, Marker, Reading, Scalar, TableName, Values};
 
 /// SQLite.
 #[derive(Clone, Copy, Debug)]
@@ -63,26 +60,6 @@ impl Dialect for Sqlite {
 
     fn among(first: usize, size: usize) -> String {
         format!("IN {}", pack::source(&[("k", Kind::Digest)], first, size))
-    }
-
-    fn insert(
-        table: &str,
-        columns: &[&str],
-        exprs: &[Expr],
-        fields: &[Field],
-        scalars: usize,
-        now: &str,
-        size: usize,
-    ) -> String {
-        insert_select::<Self>(table, columns, exprs, fields, scalars, now, size)
-    }
-
-    fn update(table: &str, join: &Join<'_>, size: usize) -> String {
-        update_from::<Self>(table, join, size)
-    }
-
-    fn update_alike(table: &str, set: &[(&'static str, String)], on: &str, first: usize, size: usize) -> String {
-        update_alike::<Self>(table, set, on, first, size)
     }
 
     fn read(table: &str, now: &str, size: usize) -> String {
