@@ -7,7 +7,7 @@ use super::{Drain, DrainKind, Engine, Flaw, Order};
 use crate::frontier::Epoch;
 
 impl Engine {
-    pub(super) fn assigned(&mut self, assigned: Assigned) {
+    pub(super) fn assigned(&mut self, assigned: Assigned, commands: &mut Vec<Command>) {
         // Assigned again without a revoke in between: what was known of it is over.
         let same = |part: &Partition| {
             part.stage != Stage::Gone && part.topic == assigned.topic && part.partition == assigned.partition
@@ -15,6 +15,9 @@ impl Engine {
         let old = (0..).zip(&self.parts).find(|(_, part)| part.as_ref().is_some_and(same)).map(|(at, _)| at);
         if let Some(at) = old {
             self.let_wait_go(&[at]);
+            if let Some(part) = self.part(at) {
+                commands.push(Command::Halt(vec![part.frontier.epoch()]));
+            }
             self.retire(at);
         }
         if self.closing {

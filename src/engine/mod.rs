@@ -245,7 +245,9 @@ impl Engine {
         self.now = now;
         match event {
             Event::Tick => {}
-            Event::Assigned(partitions) => partitions.into_iter().for_each(|assigned| self.assigned(assigned)),
+            Event::Assigned(partitions) => {
+                partitions.into_iter().for_each(|assigned| self.assigned(assigned, commands));
+            }
             Event::Delivered(arrivals) => arrivals.into_iter().for_each(|arrival| self.delivered(arrival)),
             Event::Claimed(answers) => self.claimed(now, answers, commands),
             Event::ClaimFailed { tickets, random } => self.claim_failed(now, tickets, random),
