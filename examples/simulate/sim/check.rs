@@ -240,11 +240,14 @@ impl Checker {
 
     fn began(&mut self, plan: &Plan, process: u32, message: u32, epoch: u32, call: u32) -> Checked {
         let one = &plan.messages[message as usize];
+        if self.epochs[epoch as usize].over {
+            return broken("order", format!("message {message} begins in assignment {epoch}, which is over"));
+        }
         let record = self.record(plan, message);
         let twice = match record {
             Some(_) => plan.twins(message).iter().any(|twin| self.runs(*twin, process)),
             // Without a record two assignments are told apart by nothing.
-            None => self.messages[message as usize].running.iter().any(|(by, _, of)| (*by, *of) == (process, epoch)),
+            None => self.runs_in(message, process, epoch),
         };
         if twice {
             return broken("concurrency", format!("message {message} runs twice at once in process {process}"));
@@ -283,7 +286,7 @@ impl Checker {
                 // One call takes both, in order: look at what lies in between.
                 return self.behind(plan, process, message, epoch, call, lane);
             }
-            let running = self.runs(first, process);
+            let running = self.runs_in(first, process, epoch);
             let through = self.is_over(plan, first, epoch, policy);
             if running || !through {
                 return broken("order", format!("message {message} begins before {first}, which lies before it in its lane"));
@@ -301,7 +304,7 @@ impl Checker {
             }
             let own = &self.messages[*before as usize];
             let through = self.is_over(plan, *before, epoch, policy);
-            if !own.running.contains(&(process, call, epoch)) && (!through || self.runs(*before, process)) {
+            if !own.running.contains(&(process, call, epoch)) && (!through || self.runs_in(*before, process, epoch)) {
                 return broken("order", format!("message {message} begins before {before}, which lies before it in its lane"));
             }
         }
@@ -321,6 +324,10 @@ impl Checker {
 
     fn runs(&self, message: u32, process: u32) -> bool {
         self.messages[message as usize].running.iter().any(|(by, ..)| *by == process)
+    }
+
+    fn runs_in(&self, message: u32, process: u32, epoch: u32) -> bool {
+        self.messages[message as usize].running.iter().any(|(by, _, of)| (*by, *of) == (process, epoch))
     }
 
     fn effect(&mut self, plan: &Plan, message: u32) -> Checked {

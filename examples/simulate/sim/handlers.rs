@@ -34,6 +34,7 @@ impl World {
             run.items.extend(starts[from..=from + chained].iter().map(|start| start.ticket));
             for start in &starts[from..=from + chained] {
                 one.get(start.ticket).run = at;
+                one.starts(start.ticket);
             }
             one.running += 1;
             let running = one.running;
@@ -60,12 +61,8 @@ impl World {
         let mut hangs = false;
         for index in range {
             let ticket = self.processes[process].runs[at as usize].items[index];
-            let one = &mut self.processes[process];
-            let held = one.get(ticket);
+            let held = self.processes[process].get(ticket);
             let (message, epoch) = (held.message, held.epoch);
-            if !std::mem::replace(&mut held.begun, true) && held.token.is_some() {
-                one.unbegun -= 1;
-            }
             self.log(process, What::Began { message, epoch, call: number });
             let outcome = self.outcome(message);
             hangs |= self.random.chance(self.weather.handler_hangs);
@@ -224,6 +221,7 @@ impl World {
         one.running -= 1;
         for ticket in rest {
             one.get(ticket).run = NONE;
+            one.has_not_begun(ticket);
             one.ran.push((ticket, Ran::NotBegun));
         }
         self.arm_ran(process);

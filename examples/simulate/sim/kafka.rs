@@ -269,6 +269,7 @@ impl World {
                         self.join_group(process);
                     }
                     self.arm_poll(process);
+                    self.arm_requests(process);
                 }
             }
             Busy::Ending => {
@@ -362,7 +363,8 @@ impl World {
         let now = self.now;
         let one = &mut self.processes[process];
         one.kafka.requests_armed = false;
-        if one.is_stalled(now) {
+        // While it waits for its last commit the thread hears nothing.
+        if one.is_stalled(now) || (one.kafka.busy != Busy::Free && one.kafka.answered) {
             return;
         }
         while let Some(request) = self.processes[process].kafka.requests.pop_front() {

@@ -21,7 +21,7 @@ pub struct Held {
     pub live: bool,
     pub token: Option<Token>,
     pub attempt: u32,
-    /// Its handler began under the claim held.
+    /// It is in a handler call, under the claim held.
     pub begun: bool,
     pub run: u32,
     /// Calls on their way that name it.
@@ -127,7 +127,7 @@ pub struct Process {
     pub runs: Vec<Run>,
     pub free_runs: Vec<u32>,
     pub running: u32,
-    /// Claims whose handlers have not begun.
+    /// Claims that are in no handler call yet.
     pub unbegun: u32,
     pub ran: Vec<(Ticket, Ran)>,
     pub ran_armed: bool,
@@ -209,6 +209,22 @@ impl Process {
 
     pub fn get(&mut self, ticket: Ticket) -> &mut Held {
         &mut self.held[ticket.0 as usize]
+    }
+
+    /// A message is in a handler call.
+    pub fn starts(&mut self, ticket: Ticket) {
+        let held = &mut self.held[ticket.0 as usize];
+        if !std::mem::replace(&mut held.begun, true) && held.token.is_some() {
+            self.unbegun -= 1;
+        }
+    }
+
+    /// Its turn in the call did not come.
+    pub fn has_not_begun(&mut self, ticket: Ticket) {
+        let held = &mut self.held[ticket.0 as usize];
+        if std::mem::replace(&mut held.begun, false) && held.token.is_some() {
+            self.unbegun += 1;
+        }
     }
 
     /// The claim of this message is over.

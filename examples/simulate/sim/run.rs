@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use super::flaws::Flaws;
 use super::history::Violation;
 use super::plan::Plan;
-use super::random::mix;
 use super::world::World;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,8 +34,6 @@ pub struct Report {
     pub violation: Option<Violation>,
     /// The last of the history, or all of it; the settings first.
     pub trace: Vec<String>,
-    /// Equal histories have equal ones.
-    pub hash: u64,
 }
 
 /// Lines of the history that a failing seed prints.
@@ -57,6 +54,9 @@ pub fn seed(seed: u64, options: &Options) -> Report {
     let mut trace = Vec::new();
     if options.verbose || violation.is_some() {
         trace.push(world.plan.summary());
+        if options.verbose {
+            trace.extend((0..).zip(&world.plan.messages).map(|(number, message): (u32, _)| format!("message {number}: {message:?}")));
+        }
         let lines = match &world.verbose {
             Some(lines) => lines.clone(),
             None => {
@@ -66,11 +66,6 @@ pub fn seed(seed: u64, options: &Options) -> Report {
         };
         trace.extend(lines);
     }
-    let hash = if options.verbose {
-        trace.iter().flat_map(|line| line.bytes()).fold(seed, |hash, byte| mix(hash ^ u64::from(byte)))
-    } else {
-        0
-    };
     Report {
         seed,
         messages,
@@ -81,7 +76,6 @@ pub fn seed(seed: u64, options: &Options) -> Report {
         crashes: world.crashes,
         violation,
         trace,
-        hash,
     }
 }
 
