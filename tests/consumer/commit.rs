@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use hapax::consumer::{Consumer, ConsumerError};
 use hapax::Retry;
+use hapax::consumer::{Consumer, ConsumerError};
 use rdkafka::ClientConfig;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Kafka, MockKafka, PATIENCE, Record, eventually, unique};
 use crate::world::{Effects, Gate, Member, committed, consumer, noting, plain, records};
@@ -198,6 +199,39 @@ async fn a_panic_outside_of_any_wrapper_ends_the_consumer_and_names_the_message(
     assert_eq!(kafka.committed("g", "orders", 1).await, Some(5));
 }
 
+#[test]
+fn a_runtime_that_goes_away_ends_the_consumer_and_commits_nothing_that_is_not_known() {
+    let own = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let kafka = own.block_on(async {
+        let kafka = MockKafka::start(&[("orders", 1)]);
+        kafka.produce(&records("orders", 1, 50)).await;
+        kafka
+    });
+    let effects = Effects::default();
+    let rare = consumer(kafka.consumer_config("g"), "orders").commit_every(Duration::from_secs(3_600));
+    // The future is polled here; the handlers are on a runtime that is shut down under it.
+    let mut run = Box::pin(rare.run(noting(&effects), CancellationToken::new()));
+    other.block_on(async {
+        tokio::select! {
+            ended = &mut run => panic!("{ended:?}"),
+            () = effects.reach(50) => {}
+        }
+    });
+    other.shutdown_timeout(PATIENCE);
+    let error = own.block_on(async { tokio::time::timeout(PATIENCE, run).await }).expect("it ends").unwrap_err();
+    assert!(matches!(error, ConsumerError::Gone { .. }), "{error}");
+    let summary = error.summary().expect("it had started");
+    assert!(summary.closed, "the group is left: {summary:?}");
+    // The engine went with its task: nothing is committed that it did not say, and all of it comes again.
+    own.block_on(async {
+        assert_eq!(kafka.committed("g", "orders", 0).await, None);
+        let member = Member::start(consumer(kafka.consumer_config("g"), "orders"), noting(&effects));
+        committed(&kafka, "g", "orders", &[50]).await;
+        member.stop().await;
+    });
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_count_commits_before_the_time() {
     let kafka = MockKafka::start(&[("orders", 1)]);
@@ -242,6 +276,12 @@ async fn f11_a_commit_refused_in_a_rebalance_is_no_success() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f11_a_commit_refused_for_an_unknown_member_is_no_success() {
     f11(&[RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_failed_is_made_again_at_the_next_cadence() {
+    // No rebalance follows this error: nothing but the next commit helps.
+    f11(&[RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -289,3 +289,155 @@ async fn a_member_that_leaves_hands_its_partitions_over_at_once() {
     member.stop().await;
     assert!(effects.counts().values().all(|count| *count == 1));
 }
+
+/// A handler does not end within the drain deadline: its partition goes without it, committed up to it.
+async fn f09_a_handler_beyond_the_drain_deadline_is_dropped(protocol: Protocol) {
+    let kafka = Kafka::real();
+    let (topic, group) = (unique("beyond"), unique("g"));
+    kafka.create_topic(&topic, 2).await;
+    kafka.produce(&records(&topic, 2, 40)).await;
+    let (effects, never) = (Effects::default(), Gate::default());
+    let impatient =
+        consumer(protocol.config(&kafka, &group), &topic).drain_deadline(Duration::from_millis(500)).concurrency(4);
+    let first = Member::start(impatient, {
+        let (effects, never) = (effects.clone(), never.clone());
+        plain(move |message| {
+            let (effects, never) = (effects.clone(), never.clone());
+            async move {
+                if message.offset() == 5 {
+                    never.pass().await;
+                }
+                effects.note(&message);
+                Ok(())
+            }
+        })
+    });
+    never.holds(2).await;
+    let second = Member::start(consumer(protocol.config(&kafka, &group), &topic), noting(&effects));
+    // One partition moves, and is handled to its end.
+    effects.reach(25).await;
+    eventually(PATIENCE, "the dropped handler is gone", async || never.waiting() == 1).await;
+    let summary = first.stop().await;
+    assert_eq!((summary.handled, summary.left), (10, 15), "{protocol:?}: {summary:?}");
+    // The other follows when its owner has left.
+    effects.reach(40).await;
+    committed(&kafka, &group, &topic, &[20, 20]).await;
+    second.stop().await;
+    assert!(effects.counts().values().all(|count| *count == 1), "{protocol:?}: {:?}", effects.counts());
+    assert_eq!(never.waiting(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f09_a_handler_beyond_the_drain_deadline_is_dropped_cooperative() {
+    f09_a_handler_beyond_the_drain_deadline_is_dropped(Protocol::CooperativeSticky).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f09_a_handler_beyond_the_drain_deadline_is_dropped_kip_848() {
+    f09_a_handler_beyond_the_drain_deadline_is_dropped(Protocol::Consumer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f08_lost_partitions_are_not_committed() {
+    let kafka = MockKafka::start(&[("orders", 1)]);
+    kafka.produce(&records("orders", 1, 60)).await;
+    let (effects, begun, gate) = (Effects::default(), Counter::default(), Gate::default());
+    let rare = consumer(kafka.consumer_config("g"), "orders").commit_every(Duration::from_secs(3_600));
+    let member = Member::start(rare, {
+        let (effects, begun, gate) = (effects.clone(), begun.clone(), gate.clone());
+        plain(move |message| {
+            let (effects, begun, gate) = (effects.clone(), begun.clone(), gate.clone());
+            async move {
+                // The second assignment waits before its first message.
+                if message.offset() == 0 && begun.up() == 2 {
+                    gate.pass().await;
+                }
+                effects.note(&message);
+                Ok(())
+            }
+        })
+    });
+    effects.reach(60).await;
+    kafka.cluster().request_errors(RDKafkaApiKey::Heartbeat, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID]);
+    gate.holds(1).await;
+    assert_eq!(kafka.committed("g", "orders", 0).await, None, "60 were finished, of an assignment that was lost");
+    gate.open();
+    eventually(PATIENCE, "all are handled again", async || effects.counts().values().all(|count| *count == 2)).await;
+    let summary = member.stop().await;
+    assert_eq!((summary.handled, summary.failed_commits), (120, 0), "{summary:?}");
+    assert_eq!(kafka.committed("g", "orders", 0).await, Some(60));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f10_a_commit_on_its_way_when_partitions_go_never_moves_one_back() {
+    // Every answer of the broker takes a while, and a commit is on its way all the time.
+    let kafka = Arc::new(MockKafka::start(&[("orders", 2)]));
+    kafka.produce(&records("orders", 2, 2_000)).await;
+    kafka.cluster().broker_round_trip_time(1, Duration::from_millis(150)).unwrap();
+    let effects = Effects::default();
+    let busy =
+        || consumer(Protocol::CooperativeSticky.config(&kafka, "g"), "orders").commit_every(Duration::from_millis(1));
+    let slow = |effects: &Effects| {
+        let effects = effects.clone();
+        plain(move |message| {
+            let effects = effects.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                effects.note(&message);
+                Ok(())
+            }
+        })
+    };
+    let first = Member::start(busy(), slow(&effects));
+    effects.reach(50).await;
+    let second = Member::start(busy(), slow(&effects));
+    let mut seen: [Vec<Option<i64>>; 2] = Default::default();
+    eventually(PATIENCE, "all are handled", async || {
+        for (partition, seen) in (0..).zip(&mut seen) {
+            seen.push(kafka.committed("g", "orders", partition).await);
+        }
+        effects.distinct() == 2_000
+    })
+    .await;
+    committed(&kafka, "g", "orders", &[1_000, 1_000]).await;
+    let summaries = [first.stop().await, second.stop().await];
+    for seen in seen {
+        assert!(seen.is_sorted(), "fell back: {seen:?}");
+    }
+    let refused = summaries.iter().any(|summary| summary.failed_commits > 0);
+    assert!(refused || effects.counts().values().all(|count| *count == 1), "{summaries:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_static_member_that_comes_back_has_its_partition_at_once_and_disturbs_nobody() {
+    let kafka = Kafka::real();
+    let (topic, group) = (unique("static"), unique("g"));
+    kafka.create_topic(&topic, 2).await;
+    let effects = Effects::default();
+    let member = |name: &str| {
+        let mut config = Protocol::Range.config(&kafka, &group);
+        config.set("group.instance.id", name).set("session.timeout.ms", "45000");
+        Member::start(consumer(config, &topic), noting(&effects))
+    };
+    let (a, b) = (member("a"), member("b"));
+    kafka.produce(&records(&topic, 2, 40)).await;
+    effects.reach(40).await;
+    committed(&kafka, &group, &topic, &[20, 20]).await;
+    let a_before = a.stop().await;
+    kafka.produce(&records(&topic, 2, 40)).await;
+    // The partition of the other one goes on; that of the one that is away waits for it.
+    effects.reach(60).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(effects.distinct(), 60);
+    let a = member("a");
+    effects.reach(80).await;
+    committed(&kafka, &group, &topic, &[40, 40]).await;
+    let (a, b) = (a.stop().await, b.stop().await);
+    let owned = |summary: &Summary| {
+        let last = summary.partitions.iter().filter(|(_, partition)| partition.committed.is_some());
+        last.map(|((_, partition), _)| *partition).collect::<Vec<_>>()
+    };
+    assert_eq!(owned(&a).len(), 1, "{a:?}");
+    assert!(owned(&a_before).contains(&owned(&a)[0]), "{a_before:?} {a:?}");
+    assert!(effects.counts().values().all(|count| *count == 1), "{a_before:?} {a:?} {b:?}");
+}

@@ -1,5 +1,7 @@
 //! What the consumer refuses to do, and what it says then.
 
+use std::time::Duration;
+
 use hapax::consumer::{Consumer, ConsumerError};
 use rdkafka::ClientConfig;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +49,37 @@ async fn what_is_missing_is_named() {
     assert!(error.to_string().starts_with("bootstrap.servers: is missing"), "{error}");
     let error = refused(Consumer::new(config(&[]))).await;
     assert!(error.to_string().starts_with("topics: are missing"), "{error}");
+}
+
+#[tokio::test]
+async fn bounds_that_let_nothing_through_are_refused() {
+    let consumer = || Consumer::new(config(&[])).topics(["orders"]);
+    let nonsense = [
+        ("concurrency", consumer().concurrency(0)),
+        ("max_messages", consumer().max_messages(0)),
+        ("max_bytes", consumer().max_bytes(0)),
+        ("partition_messages", consumer().partition_messages(0)),
+        ("commit_every", consumer().commit_every(Duration::ZERO)),
+        ("commit_after", consumer().commit_after(0)),
+        ("drain_deadline", consumer().drain_deadline(Duration::from_secs(3_600))),
+    ];
+    for (setting, consumer) in nonsense {
+        let error = refused(consumer).await;
+        let ConsumerError::Config(refusal) = &error else { panic!("{error}") };
+        assert_eq!(refusal.setting, setting);
+        assert!(error.to_string().starts_with(&format!("{setting}: is ")), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_broker_decides_in_a_kip_848_group_is_refused() {
+    for name in ["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"] {
+        let error =
+            refused(Consumer::new(config(&[("group.protocol", "consumer"), (name, "6000")])).topics(["orders"])).await;
+        let ConsumerError::Config(refusal) = &error else { panic!("{error}") };
+        assert_eq!(refusal.setting, name);
+        assert!(error.to_string().contains("group.protocol=consumer"), "{error}");
+    }
 }
 
 #[tokio::test]

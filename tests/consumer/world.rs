@@ -88,7 +88,11 @@ impl Member {
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
             .try_init();
-        let shutdown = CancellationToken::new();
+        Self::start_until(consumer, CancellationToken::new(), handling)
+    }
+
+    /// As [`start`](Self::start), with a token that others may cancel too.
+    pub fn start_until<H: Handling>(consumer: Consumer, shutdown: CancellationToken, handling: H) -> Self {
         let token = shutdown.clone();
         let task = tokio::spawn(async move { consumer.run(handling, token).await });
         Self { shutdown, task }
@@ -143,25 +147,43 @@ pub async fn committed(kafka: &Kafka, group: &str, topic: &str, expected: &[i64]
 pub struct Gate {
     open: CancellationToken,
     waiting: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+/// A handler at the gate. Gone when it passed, and when it is dropped where it waits.
+struct Waiting<'a>(&'a Gate);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Gate {
     pub async fn pass(&self) {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(waiting, Ordering::SeqCst);
+        let _waiting = Waiting(self);
         self.open.cancelled().await;
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 
     pub fn open(&self) {
         self.open.cancel();
     }
 
+    /// How many handlers wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// How many waited at one time, at most.
+    pub fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
     /// Waits until so many handlers wait.
     pub async fn holds(&self, count: usize) {
-        eventually(PATIENCE, &format!("{count} handlers wait at the gate"), async || {
-            self.waiting.load(Ordering::SeqCst) >= count
-        })
-        .await;
+        eventually(PATIENCE, &format!("{count} handlers wait at the gate"), async || self.waiting() >= count).await;
     }
 }
 
