@@ -4,8 +4,6 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
-use tracing::Instrument;
-
 use super::handling::{Drive, Few, Handed, Needs, debug_once, describe};
 use crate::wrapper::drive::{Ended, Fault};
 use crate::wrapper::{Failure, HandlerError, Kept, Once};
@@ -68,9 +66,8 @@ where
             let messages: Vec<Handed> = messages.into_iter().collect();
             let expected = messages.len();
             let Some(claim) = messages.first().map(|first| first.claim.clone()) else { return Few::Many(Vec::new()) };
-            let span = tracing::debug_span!("handle", ?claim, messages = expected);
             let handler = async { Ok::<_, String>((this.handler)(messages).await) };
-            let fault = match this.once.guarded(&claim, handler).instrument(span).await {
+            let fault = match this.once.guarded(&claim, handler).await {
                 Ok(results) if results.len() == expected => {
                     let ended = results.into_iter().map(|result| this.once.ended(result.map_err(Failure::Error)));
                     return Few::Many(ended.collect());

@@ -5,16 +5,27 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 
 use super::config::Wishes;
+use super::finding::OnReset;
+use super::monitor::Monitor;
+use super::observe::Probe;
 use crate::engine::Order;
+use crate::observe::Observer;
 use crate::retry::Retry;
 
 /// A Kafka consumer that handles each message once. See the [module](super) for what it does.
 ///
 /// Nonsense is not refused here but by [`run`](Self::run), before the broker is touched: see [`ConfigError`](super::ConfigError).
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[must_use = "a consumer does nothing until it runs"]
 pub struct Consumer {
     pub(super) wishes: Wishes,
+    pub(super) probe: Probe,
+}
+
+impl Clone for Consumer {
+    fn clone(&self) -> Self {
+        Self { wishes: self.wishes.clone(), probe: self.probe.another() }
+    }
 }
 
 impl Consumer {
@@ -23,7 +34,7 @@ impl Consumer {
     /// Added where they are not set: `enable.auto.commit=false`, `enable.auto.offset.store=false`, and `fetch.queue.backoff.ms=10`, without which
     /// librdkafka stops fetching for a second whenever its queue is full.
     pub fn new(client: ClientConfig) -> Self {
-        Self { wishes: Wishes::new(client) }
+        Self { wishes: Wishes::new(client), probe: Probe::default() }
     }
 
     /// Which topics to read. A name that begins with `^` is a regular expression, as in librdkafka.
@@ -60,6 +71,27 @@ impl Consumer {
     /// Attempts are counted by the store before the handler runs, so that one that took the process with it counts.
     pub const fn retry(mut self, retry: Retry) -> Self {
         self.wishes.options.retry = Some(retry);
+        self
+    }
+
+    /// What to do where a partition does not go on where the group left off: its offset is gone or out of range, or the topic was deleted
+    /// and made again. See [`Finding`](super::Finding). Default: [`OnReset::Refuse`] where the handling's level is L1 or higher, [`OnReset::Warn`] else.
+    ///
+    /// librdkafka would jump in silence. Here its `auto.offset.reset` is always `error`: where each partition begins is looked at when it is
+    /// assigned (for 5 seconds at most), and *your* `auto.offset.reset` counts only where this policy allows it. Where you set none it is
+    /// `earliest`, so that nothing is passed.
+    ///
+    /// Each commit carries about 100 bytes of metadata: offset, time and fingerprint of a message below it. By that a topic that was
+    /// recreated, or another cluster, is told from the one that was read. An offset that a person commits with a tool carries none, and is
+    /// taken as meant: that, or one run with [`OnReset::Accept`], is how to go on after a refusal.
+    ///
+    /// What is not noticed: a topic that is deleted and made again so quickly that no member hears of it, and that has grown past the old offset by
+    /// then. Where [`position`](crate::identity::position) is the identity, the messages of a recreated topic have the identities of old
+    /// ones, and come out as conflicts: change the handler's name in the scope.
+    ///
+    /// With [`OnReset::Refuse`] a store whose [`Retention`](crate::store::Retention) is shorter than a topic's is an error at start-up, else a warning.
+    pub const fn on_reset(mut self, on_reset: OnReset) -> Self {
+        self.wishes.options.on_reset = Some(on_reset);
         self
     }
 
@@ -105,6 +137,18 @@ impl Consumer {
     pub const fn commit_after(mut self, messages: u64) -> Self {
         self.wishes.options.commit_after = messages;
         self
+    }
+
+    /// Tells `observer` what happens; several may be given. Without any, nothing of it is computed. Clones tell the same observers.
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.probe.add(observer);
+        self
+    }
+
+    /// A look at this consumer, from before it runs until after it has ended: for a health endpoint. It does not see clones of the consumer
+    /// that are made after it.
+    pub fn monitor(&self) -> Monitor {
+        self.probe.monitor()
     }
 
     /// How long running handlers are waited for when their partition is revoked or the consumer ends. Default: 10 seconds,

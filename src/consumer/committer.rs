@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak, mpsc};
 use std::thread;
 
 use rdkafka::consumer::{CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::bell::{Bell, Word};
@@ -75,7 +75,7 @@ fn commit(client: &Client, ticket: Ticket, positions: Vec<Position>, tell: bool)
     let mut answered = Answered { ticket, tell, over, ..Answered::default() };
     ours.sort_unstable_by(|a, b| a.topic.cmp(&b.topic));
     for same in ours.chunk_by(|a, b| a.topic == b.topic) {
-        match client.commit(&list(same), CommitMode::Sync) {
+        match commit_marked(client, same) {
             Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {
                 answered.accepted.extend_from_slice(same);
             }
@@ -83,6 +83,26 @@ fn commit(client: &Client, ticket: Ticket, positions: Vec<Position>, tell: bool)
         }
     }
     answered
+}
+
+/// Commits with witnesses, by which a topic that is deleted and made again is told from this one; without, where the broker takes none.
+fn commit_marked(client: &Client, positions: &[Position]) -> KafkaResult<()> {
+    let marked = list(positions);
+    let continuity = client.context().continuity();
+    for position in positions {
+        if let Some(text) = continuity.metadata(position.epoch, position.offset)
+            && let Some(mut element) = marked.find_partition(&position.topic, position.partition)
+        {
+            element.set_metadata(text);
+        }
+    }
+    match client.commit(&marked, CommitMode::Sync) {
+        Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::OffsetMetadataTooLarge)) => {
+            continuity.mute();
+            client.commit(&list(positions), CommitMode::Sync)
+        }
+        result => result,
+    }
 }
 
 /// Tells positions of partitions that are ours from the others.
@@ -103,9 +123,8 @@ fn ours(client: &Client, positions: Vec<Position>) -> (Vec<Position>, Vec<Positi
         .filter(|element| result.is_err() || element.error().is_err())
         .map(|element| (element.topic().to_owned(), element.partition()))
         .collect();
-    let (not_ours, ours): (Vec<_>, Vec<_>) = ours
-        .into_iter()
-        .partition(|position| refused.contains(&(position.topic.to_string(), position.partition)));
+    let (not_ours, ours): (Vec<_>, Vec<_>) =
+        ours.into_iter().partition(|position| refused.contains(&(position.topic.to_string(), position.partition)));
     over.extend(not_ours);
     (ours, over)
 }

@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 
+use super::finding::OnReset;
+use super::resume::Reset;
 use crate::engine::Order;
 use crate::retry::Retry;
 
 /// Kafka's own default of `max.poll.interval.ms`.
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
 const SESSION_TIMEOUT: Duration = Duration::from_secs(45);
+/// For how long the brokers are asked where partitions go on.
+const LOOK: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_secs(10);
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const COMMIT_AFTER: u64 = 50_000;
@@ -57,6 +61,8 @@ pub(super) struct Options {
     pub(super) step_aside: bool,
     /// `None`: what the handling says.
     pub(super) retry: Option<Retry>,
+    /// `None`: by the handling's level.
+    pub(super) on_reset: Option<OnReset>,
     /// Messages that may be delivered and unfinished, in all partitions.
     pub(super) max_messages: usize,
     /// Bytes of messages that may be alive.
@@ -75,6 +81,7 @@ impl Options {
             concurrency: CONCURRENCY,
             step_aside: false,
             retry: None,
+            on_reset: None,
             max_messages: MESSAGES,
             max_bytes: BYTES,
             partition_messages: PARTITION_MESSAGES,
@@ -130,7 +137,11 @@ impl Wishes {
             return Err(refuse("topics", "are missing or empty.", "Name at least one with .topics([\"…\"])."));
         }
         if let Some(topic) = self.topics.iter().find(|topic| topic.contains('\0')) {
-            return Err(refuse("topics", format!("name {topic:?}, which no topic can be called."), "Correct the name."));
+            return Err(refuse(
+                "topics",
+                format!("name {topic:?}, which no topic can be called."),
+                "Correct the name.",
+            ));
         }
         self.off("enable.auto.commit", "commits what was delivered, handled or not, and so loses messages.")?;
         self.off("auto.commit.enable", "commits what was delivered, handled or not, and so loses messages.")?;
@@ -142,6 +153,19 @@ impl Wishes {
         }
         self.options.check()?;
         self.protocol()?;
+        let reset = match self.given("auto.offset.reset") {
+            // librdkafka's own default passes what is there.
+            None => Reset::Earliest,
+            Some(value) => Reset::parse(value).ok_or_else(|| {
+                refuse(
+                    "auto.offset.reset",
+                    format!("is {value:?}."),
+                    "Set it to earliest, latest or error, or leave it out.",
+                )
+            })?,
+        };
+        // No jump but those that are decided here.
+        self.client.set("auto.offset.reset", "error");
         let poll_interval = self.millis("max.poll.interval.ms")?.unwrap_or(MAX_POLL_INTERVAL);
         if self.drain.is_some_and(|drain| drain > poll_interval / 2) {
             return Err(refuse(
@@ -153,6 +177,8 @@ impl Wishes {
         Ok(Settings {
             drain: self.drain.unwrap_or(DRAIN.min(poll_interval / 2)),
             commit_wait: DRAIN.min(poll_interval / 4),
+            look: LOOK.min(poll_interval / 4),
+            reset,
             stall: self.stall()?,
             group,
             backoff_set,
@@ -221,6 +247,10 @@ pub(super) struct Settings {
     /// Whether the user set `fetch.queue.backoff.ms`.
     pub(super) backoff_set: bool,
     pub(super) stall: Option<Duration>,
+    /// What the user's `auto.offset.reset` says.
+    pub(super) reset: Reset,
+    /// For how long the brokers are asked where partitions go on.
+    pub(super) look: Duration,
 }
 
 #[cfg(test)]
@@ -267,6 +297,23 @@ mod tests {
         assert!(!settings.backoff_set);
         assert_eq!(settings.drain, Duration::from_secs(10));
         assert_eq!(settings.stall, Some(Duration::from_secs(45)));
+    }
+
+    #[test]
+    fn librdkafka_never_resets_an_offset_by_itself() {
+        for (value, reset) in [
+            (None, Reset::Earliest),
+            (Some("latest"), Reset::Latest),
+            (Some("smallest"), Reset::Earliest),
+            (Some("error"), Reset::Error),
+        ] {
+            let settings = value
+                .map_or_else(|| wishes(&[]), |value| wishes(&[("auto.offset.reset", value)]))
+                .check()
+                .expect("complete");
+            assert_eq!((settings.reset, settings.client.get("auto.offset.reset")), (reset, Some("error")));
+        }
+        assert_eq!(refused(wishes(&[("auto.offset.reset", "never")])), "auto.offset.reset");
     }
 
     #[test]

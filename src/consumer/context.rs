@@ -13,6 +13,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError;
+use rdkafka::statistics::Statistics;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, error, info, warn};
 
@@ -20,10 +21,13 @@ use super::assignment::{Assignment, Owned, Pauses, Place};
 use super::bell::{Bell, Word};
 use super::committer::{Answered, Committer, Ticket, is_ownership_gone};
 use super::config::Settings;
+use super::continuity::{Begin, Continuity, Discontinuity};
+use super::finding::OnReset;
 use super::gate::{Gate, Room, Valve};
 use super::handling::Failure;
 use super::link::{Delivered, Drained, Input, Request};
 use super::message::{Filling, Message};
+use super::observe::Probe;
 use super::summary::Summary;
 use crate::engine::Position;
 use crate::frontier::Epoch;
@@ -41,6 +45,7 @@ const SERVE: Duration = Duration::from_millis(20);
 pub(super) enum End {
     Message { topic: String, partition: i32, offset: i64, failure: Failure },
     Gone,
+    Discontinuity(Discontinuity),
     Kafka { reason: String, source: KafkaError },
 }
 
@@ -67,8 +72,10 @@ pub(super) struct Context {
     settings: Settings,
     bell: Arc<Bell>,
     inputs: UnboundedSender<Input>,
+    probe: Probe,
     started: Instant,
     state: Mutex<State>,
+    continuity: Continuity,
     /// Grows with every callback: what was an empty poll, and what was not.
     events: AtomicU64,
     /// Made after the client, which it needs.
@@ -91,7 +98,13 @@ pub(super) enum Flow {
 }
 
 impl Context {
-    pub(super) fn new(settings: Settings, bell: Arc<Bell>, gate: Arc<Gate>, inputs: UnboundedSender<Input>) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        bell: Arc<Bell>,
+        gate: Arc<Gate>,
+        inputs: UnboundedSender<Input>,
+        probe: Probe,
+    ) -> Self {
         let state = Mutex::new(State {
             assignment: Assignment::default(),
             valve: Valve::new(gate, settings.options.max_messages as u64, settings.options.max_bytes as u64),
@@ -104,8 +117,19 @@ impl Context {
             answered: 0,
             scratch: Vec::new(),
         });
+        let policy = settings.options.on_reset.unwrap_or(OnReset::Refuse);
+        let continuity = Continuity::new(&settings.client, settings.reset, policy, settings.look);
         let (started, events) = (Instant::now(), AtomicU64::new(0));
-        Self { settings, bell, inputs, started, state, events, committer: OnceLock::new() }
+        Self { settings, bell, inputs, probe, started, state, continuity, events, committer: OnceLock::new() }
+    }
+
+    /// Says that Kafka is polled, and what was counted, to whoever looks.
+    pub(super) fn show(&self) {
+        if self.probe.is_watched() {
+            let summary = &self.lock().summary;
+            self.probe.polled(Instant::now());
+            self.probe.totals(summary.delivered, summary.commits, summary.failed_commits);
+        }
     }
 
     pub(super) fn attach(&self, committer: Committer) {
@@ -145,9 +169,7 @@ impl Context {
             let epoch = match known {
                 Some((_, (epoch, _))) => epoch,
                 None => {
-                    if let Some((epoch, start)) = row.take() {
-                        state.assignment.delivered(epoch, (delivered.len() - start) as u64);
-                    }
+                    self.took(&mut state, row.take(), &delivered);
                     let Some(epoch) = state.assignment.epoch(message.topic(), message.partition()) else { continue };
                     row = Some((epoch, delivered.len()));
                     epoch
@@ -155,18 +177,31 @@ impl Context {
             };
             delivered.push(Delivered { message, epoch });
         }
-        if let Some((epoch, start)) = row {
-            state.assignment.delivered(epoch, (delivered.len() - start) as u64);
-        }
+        self.took(&mut state, row, &delivered);
         if delivered.is_empty() {
             return;
         }
         let count = delivered.len() as u64;
         state.valve.sent(count);
         state.summary.delivered += count;
+        if self.probe.is_on() {
+            for row in delivered.chunk_by(|a, b| same_partition(&a.message, &b.message)) {
+                let bytes = row.iter().map(|one| u64::from(one.message.bytes())).sum();
+                let Some(first) = row.first().map(|one| &one.message) else { continue };
+                self.probe.delivered(first.topic(), first.partition(), row.len() as u64, bytes);
+            }
+        }
         state.summary.most_unfinished = state.summary.most_unfinished.max(state.valve.out());
         // If the pump is gone, it has said so, or will.
         let _ = self.inputs.send(Input::Delivered(delivered));
+    }
+
+    /// Notes a row of messages of one partition.
+    fn took(&self, state: &mut State, row: Option<(Epoch, usize)>, delivered: &[Delivered]) {
+        if let (Some((epoch, start)), Some(last)) = (row, delivered.last()) {
+            state.assignment.delivered(epoch, (delivered.len() - start) as u64);
+            self.continuity.took(epoch, &last.message);
+        }
     }
 
     /// Does what the pump asked for, and takes in what the broker said. Answers whether the consumer has to end.
@@ -213,6 +248,7 @@ impl Context {
             if let Err(error) = client.pause(&list(&pause)) {
                 warn!(%error, "partitions could not be paused");
             }
+            self.probe.paused(&pause);
         }
         self.resume(client, &resume);
         match (room, due) {
@@ -230,6 +266,7 @@ impl Context {
             if let Err(error) = client.resume(&list(places)) {
                 warn!(%error, "partitions could not be resumed");
             }
+            self.probe.resumed(places);
         }
     }
 
@@ -250,10 +287,15 @@ impl Context {
         state.answered = ticket;
         for position in &accepted {
             state.summary.committed(position);
+            self.continuity.committed(&position.topic, position.partition, position.offset);
         }
         state.summary.commits += u64::from(!accepted.is_empty());
+        if !accepted.is_empty() {
+            self.probe.committed(accepted.len(), true);
+        }
         for (positions, error) in &refused {
             state.summary.failed_commits += 1;
+            self.probe.committed(positions.len(), false);
             let partitions = Positions(positions);
             if is_ownership_gone(error) {
                 info!(%error, %partitions, "not committed: the group is changing; what is not committed is delivered again");
@@ -319,47 +361,73 @@ impl Context {
         }
     }
 
-    /// What is done with partitions before anything is taken from them. Does nothing yet.
-    fn before_assign(&self, _: &Client, _: &[crate::engine::Assigned]) {}
-
-    /// Partitions are ours from now on.
+    /// Partitions are ours from now on. Where they begin is decided first.
     fn assigned(&self, client: &Client, partitions: &TopicPartitionList) {
-        if partitions.count() == 0 {
-            return;
-        }
-        let committed = self.committed(client, partitions);
+        let begins = match self.continuity.before_assign(client, partitions) {
+            Ok(begins) => begins,
+            Err(discontinuity) => return self.refuse(discontinuity),
+        };
+        let elements = partitions.elements();
+        let places = elements.iter().map(|element| (element.topic(), element.partition()));
+        self.begin(places.zip(begins));
+    }
+
+    fn refuse(&self, discontinuity: Discontinuity) {
+        self.lock().end.get_or_insert(End::Discontinuity(discontinuity));
+    }
+
+    /// Begins an epoch of each of these.
+    fn begin<'a>(&self, begins: impl Iterator<Item = ((&'a str, i32), Begin)>) {
         let assigned: Vec<crate::engine::Assigned> = {
             let mut state = self.lock();
             let state = &mut *state;
-            let mut assign = |(topic, partition, committed): (String, i32, Option<i64>)| {
-                let (epoch, name, before) = state.assignment.assign(&topic, partition);
+            let mut assign = |((topic, partition), begin): ((&str, i32), Begin)| {
+                let (epoch, name, before) = state.assignment.assign(topic, partition);
                 before.iter().for_each(|before| state.summary.delivered_of(before));
-                state.summary.partition(&topic, partition).assigned += 1;
+                state.summary.partition(topic, partition).assigned += 1;
+                self.continuity.begin(epoch, topic, partition, &begin);
+                let committed = begin.committed;
                 debug!(topic, partition, epoch = epoch.get(), committed, "assigned");
                 crate::engine::Assigned { topic: name, partition, epoch, committed }
             };
-            committed.into_iter().map(&mut assign).collect()
+            begins.map(&mut assign).collect()
         };
-        self.before_assign(client, &assigned);
-        let _ = self.inputs.send(Input::Assigned(assigned));
+        if !assigned.is_empty() {
+            if self.probe.is_on() {
+                let spots: Vec<Place> =
+                    assigned.iter().map(|assigned| (Arc::clone(&assigned.topic), assigned.partition)).collect();
+                self.probe.assigned(&spots);
+            }
+            let _ = self.inputs.send(Input::Assigned(assigned));
+        }
     }
 
-    /// What the broker has as committed, so that nothing below it is ever committed. One question for all; without an answer in time
-    /// it is not known.
-    fn committed(&self, client: &Client, partitions: &TopicPartitionList) -> Vec<(String, i32, Option<i64>)> {
-        let answer = client.committed_offsets(partitions.clone(), self.margin());
-        let known = match &answer {
-            Ok(known) => known,
-            Err(error) => {
-                debug!(%error, "what is committed could not be asked");
-                partitions
+    /// Where partitions go on.
+    pub(super) const fn continuity(&self) -> &Continuity {
+        &self.continuity
+    }
+
+    /// Where librdkafka stopped since it would have jumped: decides how that goes on.
+    pub(super) fn go_on(&self, client: &Client) {
+        if self.continuity.due().is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        match self.continuity.after_reset(client, || self.finish_in_hand()) {
+            Ok(moved) => self.begin(moved.iter().map(|moved| ((&*moved.topic, moved.partition), moved.begin))),
+            Err(discontinuity) => self.refuse(discontinuity),
+        }
+    }
+
+    /// Waits until all that was delivered is finished, at most for the drain deadline.
+    fn finish_in_hand(&self) {
+        let by = Instant::now() + self.settings.drain;
+        while !self.serve() && self.lock().valve.out() > 0 {
+            let left = by.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
             }
-        };
-        let offset = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
-            rdkafka::Offset::Offset(offset) if answer.is_ok() && element.error().is_ok() => Some(offset),
-            _ => None,
-        };
-        known.elements().iter().map(|element| (element.topic().to_owned(), element.partition(), offset(element))).collect()
+            self.bell.wait(left.min(SERVE));
+        }
     }
 
     /// Partitions go: finish what runs, commit what is finished. Those that are lost may be somebody else's by now: commit nothing.
@@ -368,37 +436,46 @@ impl Context {
             partitions.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
         let (epochs, gone): (Vec<Epoch>, bool) = {
             let state = self.lock();
-            (places.iter().filter_map(|(topic, partition)| state.assignment.epoch(topic, *partition)).collect(), state.gone)
+            (
+                places.iter().filter_map(|(topic, partition)| state.assignment.epoch(topic, *partition)).collect(),
+                state.gone,
+            )
         };
         if epochs.is_empty() {
             return;
         }
         // Running handlers of lost partitions go on for a while too: an effect that is half done is better finished and
         // remembered, under its own token, than dropped and done again. Their results move no frontier.
-        let by = Instant::now() + self.settings.drain;
+        let began = Instant::now();
+        let by = began + self.settings.drain;
         let (answer, drained) = mpsc::channel();
+        let mut unfinished = 0;
         let told = !gone && self.inputs.send(Input::Revoke { epochs, lost, by, answer }).is_ok();
         if told
             && !lost
             && let Some(Drained { commit, left }) = self.wait(&drained, by)
         {
+            unfinished = left as u64;
             if left > 0 {
                 warn!(left, deadline = ?self.settings.drain, "handlers did not finish in time; they are dropped and delivered again");
             }
             self.commit_and_wait(commit);
         }
-        let mut paused = Vec::new();
+        let (mut paused, mut gone) = (Vec::new(), Vec::new());
         {
             let mut state = self.lock();
             for (topic, partition) in &places {
-                if let Some((_, owned)) = state.assignment.revoke(topic, *partition) {
+                if let Some((epoch, owned)) = state.assignment.revoke(topic, *partition) {
                     state.summary.delivered_of(&owned);
+                    gone.push((Arc::clone(&owned.topic), owned.partition));
+                    self.continuity.over(epoch);
                     if owned.paused {
                         paused.push((owned.topic, owned.partition));
                     }
                 }
             }
         }
+        self.probe.revoked(&gone, lost, unfinished, began.elapsed());
         // librdkafka would remember the pause, and deliver nothing were the partition to come back.
         self.resume(client, &paused);
     }
@@ -431,6 +508,7 @@ impl Context {
     pub(super) fn outcome(&self, closed: bool) -> (Summary, Option<End>) {
         let mut state = self.lock();
         state.summary.closed = closed;
+        state.summary.found = self.continuity.found();
         (std::mem::take(&mut state.summary), state.end.take())
     }
 
@@ -479,6 +557,16 @@ impl ClientContext for Context {
             RDKafkaLogLevel::Warning => warn!(facility, "librdkafka: {message}"),
             RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => info!(facility, "librdkafka: {message}"),
             RDKafkaLogLevel::Debug => debug!(facility, "librdkafka: {message}"),
+        }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        // An empty poll that was none.
+        self.count_event();
+        for (name, topic) in &statistics.topics {
+            for (number, partition) in topic.partitions.iter().filter(|(_, partition)| partition.hi_offset >= 0) {
+                self.probe.watermark(name, *number, partition.hi_offset);
+            }
         }
     }
 

@@ -44,12 +44,12 @@ pub(super) struct Begin {
 }
 
 /// A partition that is ours, as far as messages were taken from it.
-#[derive(Clone, Debug)]
-pub(super) struct Owned {
-    pub(super) topic: String,
-    pub(super) partition: i32,
+#[derive(Debug)]
+struct Track {
+    place: Place,
     /// The offset to come next; `None` if it has never been known.
-    pub(super) next: Option<i64>,
+    next: Option<i64>,
+    samples: Samples,
 }
 
 /// A partition that begins anew, elsewhere.
@@ -63,7 +63,7 @@ pub(super) struct Moved {
 #[derive(Debug, Default)]
 struct State {
     cluster: Option<u32>,
-    samples: HashMap<Epoch, Samples>,
+    tracks: HashMap<Epoch, Track>,
     /// What this process committed.
     committed: HashMap<Place, i64>,
     said: HashSet<(Place, Finding)>,
@@ -136,15 +136,20 @@ impl Continuity {
         }
     }
 
-    /// Librdkafka stopped where it would have jumped. Decides about every partition that is ours, and moves those that may go
-    /// on. What was polled must have been taken in before.
+    /// Librdkafka stopped where it would have jumped. Decides about every partition that is ours, and fetches on from elsewhere where that
+    /// is allowed. What was polled must have been taken in before. Answers with partitions whose offsets fall, so that they begin anew.
+    ///
+    /// What is in hand may not be anywhere else any more: `finish` is called, to wait for it, before anything of it would be dropped.
     pub(super) fn after_reset<C: ConsumerContext>(
         &self,
         client: &BaseConsumer<C>,
-        owned: &[Owned],
+        finish: impl FnOnce(),
     ) -> Result<Vec<Moved>, Discontinuity> {
-        self.lock().again = None;
-        let places: Vec<Place> = owned.iter().map(|own| (own.topic.clone(), own.partition)).collect();
+        let (places, nexts): (Vec<Place>, Vec<Option<i64>>) = {
+            let mut state = self.lock();
+            state.again = None;
+            state.tracks.values().map(|track| (track.place.clone(), track.next)).unzip()
+        };
         if places.is_empty() {
             return Ok(Vec::new());
         }
@@ -155,15 +160,15 @@ impl Continuity {
         let mut pins = TopicPartitionList::new();
         let mut moved = Vec::new();
         let mut refused = None;
-        for ((place, own), seen) in places.iter().zip(owned).zip(&seen) {
-            let next = own.next.map_or(Offset::Invalid, Offset::Offset);
+        for ((place, known), seen) in places.iter().zip(nexts).zip(&seen) {
+            let next = known.map_or(Offset::Invalid, Offset::Offset);
             let Some(seen) = *seen else {
                 // It stands still, or goes on: nothing is passed either way.
                 let _ = others.add_partition_offset(&place.0, place.1, next);
                 self.lock().again = Some(Instant::now() + AGAIN);
                 continue;
             };
-            let resume = match own.next.map(|next| out_of_range(next, seen.low, seen.high)) {
+            let resume = match known.map(|next| out_of_range(next, seen.low, seen.high)) {
                 Some(None) => {
                     let _ = others.add_partition_offset(&place.0, place.1, next);
                     continue;
@@ -175,12 +180,16 @@ impl Continuity {
                 Ok(begin) => {
                     let at = begin.at.map_or(next, Offset::Offset);
                     let _ = moves.add_partition_offset(&place.0, place.1, at);
-                    moved.push(Moved { topic: place.0.clone(), partition: place.1, begin });
+                    moved.push((known, Moved { topic: place.0.clone(), partition: place.1, begin }));
                 }
                 Err(discontinuity) => {
                     refused.get_or_insert(discontinuity);
                 }
             }
+        }
+        let falls = |(known, moved): &(Option<i64>, Moved)| moved.begin.at < *known;
+        if refused.is_some() || moved.iter().any(falls) {
+            finish();
         }
         if let Some(discontinuity) = refused {
             return Err(discontinuity);
@@ -194,7 +203,14 @@ impl Continuity {
             return Ok(Vec::new());
         }
         pin(client, &pins);
-        Ok(moved)
+        let (falling, rising): (Vec<_>, Vec<_>) = moved.into_iter().partition(falls);
+        let mut state = self.lock();
+        for (_, Moved { topic, partition, begin }) in rising {
+            // Offsets are sparse anyway: what is in hand and what comes now are one row.
+            let place = (topic, partition);
+            state.tracks.values_mut().filter(|track| track.place == place).for_each(|track| track.next = begin.at);
+        }
+        Ok(falling.into_iter().map(|(_, moved)| moved).collect())
     }
 
     /// Librdkafka stopped somewhere: [`after_reset`](Self::after_reset) is due.
@@ -235,6 +251,9 @@ impl Continuity {
             && let Some(at) = resume.at
         {
             let _ = pins.add_partition_offset(&place.0, place.1, Offset::Offset(at));
+            if let Some(mut element) = pins.find_partition(&place.0, place.1) {
+                element.set_metadata(Mark { committed: at, cluster: seen.cluster, witness: None }.to_string());
+            }
         }
         match resume.finding {
             Some(Finding::Rewound { to, .. }) => _ = self.lock().committed.insert(place.clone(), to),
@@ -276,22 +295,26 @@ impl Continuity {
     }
 
     /// An assignment begins.
-    pub(super) fn begin(&self, epoch: Epoch, begin: &Begin) {
-        self.lock().samples.insert(epoch, Samples::after(begin.witness));
+    pub(super) fn begin(&self, epoch: Epoch, topic: &str, partition: i32, begin: &Begin) {
+        let place = (topic.to_owned(), partition);
+        let mut state = self.lock();
+        state.tracks.retain(|_, track| track.place != place);
+        state.tracks.insert(epoch, Track { place, next: begin.at, samples: Samples::after(begin.witness) });
     }
 
     /// An assignment is over.
     pub(super) fn over(&self, epoch: Epoch) {
-        self.lock().samples.remove(&epoch);
+        self.lock().tracks.remove(&epoch);
     }
 
     /// Messages were taken in; this is the last one of a run of them.
     pub(super) fn took(&self, epoch: Epoch, message: &impl MessageView) {
         let mut state = self.lock();
-        if !state.mute
-            && let Some(samples) = state.samples.get_mut(&epoch)
-        {
-            samples.take(Witness::of(message));
+        let mute = state.mute;
+        let Some(track) = state.tracks.get_mut(&epoch) else { return };
+        track.next = Some(message.offset().saturating_add(1));
+        if !mute {
+            track.samples.take(Witness::of(message));
         }
     }
 
@@ -302,7 +325,7 @@ impl Continuity {
             return None;
         }
         let cluster = state.cluster;
-        let witness = state.samples.get_mut(&epoch).and_then(|samples| samples.below(committed));
+        let witness = state.tracks.get_mut(&epoch).and_then(|track| track.samples.below(committed));
         Some(Mark { committed, cluster, witness }.to_string())
     }
 
@@ -311,7 +334,6 @@ impl Continuity {
         let mut state = self.lock();
         if !state.mute {
             state.mute = true;
-            state.samples.clear();
             drop(state);
             warn!(
                 "the broker's offset.metadata.max.bytes is too low for what hapax writes with a commit (about 100 bytes): a topic that is deleted and made \

@@ -4,8 +4,6 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
-use tracing::Instrument;
-
 use super::handling::{Drive, Few, Handed, Needs, debug_once, describe};
 use super::message::Message;
 use crate::wrapper::drive::Ended;
@@ -63,10 +61,9 @@ where
     fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {
         async move {
             let Some(Handed { message, claim }) = messages.into_iter().next() else { return Few::Many(Vec::new()) };
-            let span = tracing::debug_span!("handle", ?claim);
             // Called in here, so that a panic of the call is caught like one of the future.
             let handler = async { (this.handler)(message, claim.clone()).await };
-            let result = this.once.guarded(&claim, handler).instrument(span).await;
+            let result = this.once.guarded(&claim, handler).await;
             Few::One(this.once.ended(result))
         }
     }

@@ -3,8 +3,10 @@
 use rdkafka::error::KafkaError;
 
 use super::config::ConfigError;
+use super::finding::Finding;
 use super::handling::Failure;
 use super::summary::Summary;
+use crate::store::Report;
 
 /// Why [`Consumer::run`](super::Consumer::run) ended before it was told to.
 ///
@@ -49,6 +51,25 @@ pub enum ConsumerError {
         /// What was done before.
         summary: Box<Summary>,
     },
+    /// A partition does not go on where the group left off. Nothing beyond that was handled or committed. Not retryable without a
+    /// decision: see [`Finding::cure`].
+    #[error("topic `{topic}`, partition {partition}: {finding}. {}", finding.cure())]
+    Discontinuity {
+        /// Its topic.
+        topic: String,
+        /// Its partition.
+        partition: i32,
+        /// What was found.
+        finding: Finding,
+        /// What was done before, and [all that was found](Summary::found).
+        summary: Box<Summary>,
+    },
+    /// The store forgets messages that can still come again. Nothing was started. Not retryable.
+    #[error("the consumer does not start: {}", Errors(report))]
+    Retention {
+        /// What was compared.
+        report: Report,
+    },
     /// The task that drives the handlers is gone: the runtime was shut down, or there is a bug in this crate.
     #[error("the task that drives the handlers is gone: was the runtime shut down?")]
     Gone {
@@ -63,11 +84,28 @@ pub enum ConsumerError {
     },
 }
 
+/// The errors of a report.
+struct Errors<'a>(&'a Report);
+
+impl std::fmt::Display for Errors<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, finding) in self.0.errors().enumerate() {
+            write!(f, "{}{finding}", if at == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
 impl ConsumerError {
     pub(super) fn summary_mut(&mut self) -> Option<&mut Summary> {
         match self {
-            Self::Kafka { summary, .. } | Self::Message { summary, .. } | Self::Gone { summary } => Some(summary),
-            Self::Config(_) | Self::NoRuntime | Self::Client { .. } | Self::Thread { .. } => None,
+            Self::Kafka { summary, .. }
+            | Self::Message { summary, .. }
+            | Self::Gone { summary }
+            | Self::Discontinuity { summary, .. } => Some(summary),
+            Self::Config(_) | Self::NoRuntime | Self::Client { .. } | Self::Thread { .. } | Self::Retention { .. } => {
+                None
+            }
         }
     }
 
@@ -75,8 +113,13 @@ impl ConsumerError {
     #[must_use]
     pub fn summary(&self) -> Option<&Summary> {
         match self {
-            Self::Kafka { summary, .. } | Self::Message { summary, .. } | Self::Gone { summary } => Some(summary),
-            Self::Config(_) | Self::NoRuntime | Self::Client { .. } | Self::Thread { .. } => None,
+            Self::Kafka { summary, .. }
+            | Self::Message { summary, .. }
+            | Self::Gone { summary }
+            | Self::Discontinuity { summary, .. } => Some(summary),
+            Self::Config(_) | Self::NoRuntime | Self::Client { .. } | Self::Thread { .. } | Self::Retention { .. } => {
+                None
+            }
         }
     }
 }

@@ -82,8 +82,7 @@ pub(super) fn restart<C: ConsumerContext>(
             client.assign(&all)
         }
     };
-    // A partition of a new beginning is not paused, whatever it was.
-    match done.and_then(|()| client.resume(moved)) {
+    match done {
         Ok(()) => true,
         Err(error) => {
             warn!(%error, "could not go on elsewhere; tried again");

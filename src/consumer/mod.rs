@@ -45,6 +45,8 @@
 //!   handlers are waited for, at most for the [drain deadline](Consumer::drain_deadline), and what is finished is committed before the partition
 //!   goes. When partitions are *lost*, nothing is committed, and what their running handlers come to is decided by their claim, never by
 //!   this consumer's memory.
+//! - **Resets and replays**: where the group's offset is gone or out of range, or the topic was deleted and made again under its name, that is
+//!   noticed before anything is handled, and [refused, warned of or accepted](Consumer::on_reset). `auto.offset.reset` never jumps in silence.
 //! - **A store that is away**: partitions fill up and are paused, nothing is committed, nothing is lost, no attempt is used up.
 
 mod assignment;
@@ -54,32 +56,43 @@ mod builder;
 mod committer;
 mod config;
 mod context;
+mod continuity;
 mod dead_letter;
 mod each;
 mod error;
+mod finding;
 mod gate;
 mod handling;
 pub mod letter;
 mod link;
+mod look;
 mod message;
+mod monitor;
+mod observe;
 mod plain;
 mod pump;
 mod redrive;
+mod report;
+mod resume;
+mod retention;
 mod run;
 mod signal;
 mod summary;
 mod thread;
+mod witness;
 
 pub use batch::Batch;
 pub use builder::Consumer;
 pub use config::ConfigError;
 pub use dead_letter::{DeadLetter, DeadLetterError};
-pub use redrive::{Redrive, RedriveError, Redriven, Skip, redrive};
 pub use each::Each;
 pub use error::ConsumerError;
+pub use finding::{Finding, Found, OnReset};
 pub use handling::{Ending, Failure, Handed, Handling};
 pub use message::Message;
+pub use monitor::Monitor;
 pub use plain::{Plain, plain};
+pub use redrive::{Redrive, RedriveError, Redriven, Skip, redrive};
 pub use signal::shutdown_signal;
 pub use summary::{PartitionSummary, Summary};
 

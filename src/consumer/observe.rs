@@ -3,20 +3,22 @@
 //! A [`Probe`] is what every part holds; a [`Watch`] is the pump's own, which gathers a turn's worth before it tells.
 
 use std::fmt;
-use std::sync::Arc;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing::Span;
+use tracing::{Instrument, Span};
 
+use super::handling::{Few, Handed};
 use super::message::Message;
 use super::monitor::{Board, Monitor};
 use super::summary::Tally;
-use crate::Claim;
-use crate::engine;
-use crate::engine::Ending;
+use crate::ErrorClass;
+use crate::engine::{self, Ending};
 use crate::observe::{
     Circuit, Claims, Endings, Observed, Observer, Operation, Outcome, Phase, Place, Process, Run, Settles,
 };
+use crate::wrapper::drive::Ended;
 
 /// Time between two lookings of the monitor's board, while anything happens.
 const POST: Duration = Duration::from_millis(100);
@@ -31,7 +33,11 @@ pub(super) type Spot = (Arc<str>, i32);
 pub(super) struct Probe {
     observers: Arc<[Arc<dyn Observer>]>,
     group: Arc<str>,
+    /// Whether claims have keys worth telling: not without a store.
+    keyed: bool,
     board: Arc<Board>,
+    /// Handler calls that ended, wherever they did, until the pump tells.
+    runs: Arc<Mutex<Vec<RunRecord>>>,
 }
 
 impl fmt::Debug for Probe {
@@ -46,6 +52,15 @@ impl Probe {
         let more: Arc<dyn Observer> = Arc::new(observer);
         self.observers = self.observers.iter().cloned().chain([more]).collect();
         self.board.watch();
+    }
+
+    /// The same observers, for another consumer.
+    pub(super) fn another(&self) -> Self {
+        let other = Self { observers: Arc::clone(&self.observers), ..Self::default() };
+        if other.is_on() {
+            other.board.watch();
+        }
+        other
     }
 
     /// A monitor of this consumer.
@@ -76,9 +91,11 @@ impl Probe {
         }
     }
 
-    /// The consumer starts.
-    pub(super) fn started(&mut self, group: &str, handler: &str) {
+    /// The consumer starts; `handler` is `None` without a store.
+    pub(super) fn started(&mut self, group: &str, handler: Option<&str>) {
         self.group = group.into();
+        self.keyed = handler.is_some();
+        let handler = handler.unwrap_or_default();
         self.board.begin(group, Instant::now());
         self.tell(&Observed::Started { group, handler });
     }
@@ -142,23 +159,36 @@ impl Probe {
         }
     }
 
-    /// The span of a handler call; none where nobody looks.
+    /// A look at a handler call that is about to begin; at nothing, where nobody looks.
     #[inline]
-    pub(super) fn span(&self, message: &Message, messages: usize, attempt: u32, claim: Option<&Claim>) -> Span {
-        if !self.is_on() && !Process::is_enabled() {
-            return Span::none();
-        }
-        self.make_span(message, messages, attempt, claim)
+    pub(super) fn sight(&self, messages: &Few<Handed>) -> Sight {
+        if self.is_on() || Process::is_enabled() { self.make_sight(messages) } else { Sight(None) }
     }
 
     #[cold]
-    fn make_span(&self, message: &Message, messages: usize, attempt: u32, claim: Option<&Claim>) -> Span {
-        let key = claim.map(IdempotencyKey);
-        let mut process = Process::new(&self.group, message, attempt).messages(messages);
-        if let Some(key) = &key {
-            process = process.idempotency_key(key);
+    fn make_sight(&self, messages: &Few<Handed>) -> Sight {
+        let (first, count) = match messages {
+            Few::One(one) => (one, 1),
+            Few::Many(many) => match many.first() {
+                Some(first) => (first, many.len()),
+                None => return Sight(None),
+            },
+        };
+        let Handed { message, claim } = first;
+        let key = claim.idempotency_key();
+        let mut process = Process::new(&self.group, message, claim.attempt()).messages(count);
+        if self.keyed {
+            process = process.idempotency_key(&key);
         }
-        self.observers.iter().find_map(|observer| observer.span(&process)).unwrap_or_else(|| process.span())
+        let span = self.observers.iter().find_map(|observer| observer.span(&process)).unwrap_or_else(|| process.span());
+        let record = self.is_on().then(|| RunRecord {
+            message: message.clone(),
+            messages: count as u64,
+            attempt: claim.attempt(),
+            outcome: Outcome::Aborted,
+            took: Duration::ZERO,
+        });
+        Sight(Some(Box::new(Seen { span, began: Instant::now(), record, runs: Arc::clone(&self.runs) })))
     }
 
     /// What the pump tells through.
@@ -168,7 +198,6 @@ impl Probe {
             posts: self.is_watched(),
             probe: self.clone(),
             finished: Vec::new(),
-            runs: Vec::new(),
             late: 0,
             dropped: 0,
             post: Rhythm::new(POST),
@@ -179,11 +208,54 @@ impl Probe {
     }
 }
 
-struct IdempotencyKey<'a>(&'a Claim);
+/// A look at a handler call.
+pub(super) struct Sight(Option<Box<Seen>>);
 
-impl fmt::Display for IdempotencyKey<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.idempotency_key())
+struct Seen {
+    span: Span,
+    began: Instant,
+    record: Option<RunRecord>,
+    runs: Arc<Mutex<Vec<RunRecord>>>,
+}
+
+impl Sight {
+    /// Awaits the handler inside of its span, and notes how it ends.
+    pub(super) async fn at(self, running: impl Future<Output = Few<Ended>>) -> Few<Ended> {
+        let Some(mut seen) = self.0 else { return running.await };
+        let ended = running.instrument(seen.span.clone()).await;
+        let outcome = match &ended {
+            Few::One(one) => outcome(one),
+            Few::Many(many) => {
+                many.iter().map(outcome).find(|own| *own != Outcome::Succeeded).unwrap_or(Outcome::Succeeded)
+            }
+        };
+        Process::ended(&seen.span, outcome);
+        if let Some(record) = &mut seen.record {
+            record.outcome = outcome;
+        }
+        ended
+    }
+}
+
+impl Drop for Seen {
+    /// However the call ended: dropped where it waited, it was aborted.
+    fn drop(&mut self) {
+        let Some(mut record) = self.record.take() else { return };
+        record.took = self.began.elapsed();
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+    }
+}
+
+fn outcome(ended: &Ended) -> Outcome {
+    match ended {
+        Ended::Succeeded(_) | Ended::Finished(_) => Outcome::Succeeded,
+        Ended::Failed(fault) => match (fault.kind, fault.class) {
+            ("panic", _) => Outcome::Panicked,
+            ("timeout", _) => Outcome::TimedOut,
+            (_, ErrorClass::Retryable) => Outcome::Failed,
+            (_, ErrorClass::Fatal) => Outcome::Fatal,
+            (_, ErrorClass::Unavailable) => Outcome::Unavailable,
+        },
     }
 }
 
@@ -223,6 +295,13 @@ struct RunRecord {
     took: Duration,
 }
 
+impl RunRecord {
+    fn told(&self) -> Run<'_> {
+        let Self { message, messages, attempt, outcome, took } = self;
+        Run { place: place(message), messages: *messages, attempt: *attempt, outcome: *outcome, took: *took }
+    }
+}
+
 /// What the pump tells, gathered over a turn.
 pub(super) struct Watch {
     /// Observers are there.
@@ -232,7 +311,6 @@ pub(super) struct Watch {
     probe: Probe,
     /// One for each partition that finished anything in this turn.
     finished: Vec<(Message, Endings)>,
-    runs: Vec<RunRecord>,
     late: u64,
     dropped: u64,
     post: Rhythm,
@@ -277,14 +355,6 @@ impl Watch {
         *count += 1;
     }
 
-    /// A handler call ended; `message` is its first.
-    pub(super) fn ran(&mut self, message: &Message, messages: usize, attempt: u32, outcome: Outcome, took: Duration) {
-        if self.on {
-            let message = message.clone();
-            self.runs.push(RunRecord { message, messages: messages as u64, attempt, outcome, took });
-        }
-    }
-
     /// The store answered a call to claim.
     pub(super) fn claimed(&self, asked: usize, answers: Claims, took: Duration) {
         if self.on {
@@ -307,9 +377,9 @@ impl Watch {
     }
 
     /// The broker acknowledged dead letters.
-    pub(super) fn dead_lettered(&self, messages: usize, took: Duration) {
+    pub(super) fn dead_lettered(&self, messages: usize) {
         if self.on {
-            self.probe.tell(&Observed::DeadLettered { messages: messages as u64, took });
+            self.probe.tell(&Observed::DeadLettered(messages as u64));
         }
     }
 
@@ -366,18 +436,10 @@ impl Watch {
     }
 
     fn tell_gathered(&mut self) {
-        if !self.runs.is_empty() {
-            let run = |own: &'_ RunRecord| (own.messages, own.attempt, own.outcome, own.took);
-            let runs: Vec<Run<'_>> = self
-                .runs
-                .iter()
-                .map(|own| {
-                    let (messages, attempt, outcome, took) = run(own);
-                    Run { place: place(&own.message), messages, attempt, outcome, took }
-                })
-                .collect();
+        let records = std::mem::take(&mut *self.probe.runs.lock().unwrap_or_else(PoisonError::into_inner));
+        if !records.is_empty() {
+            let runs: Vec<Run<'_>> = records.iter().map(RunRecord::told).collect();
             self.probe.tell(&Observed::Ran(&runs));
-            self.runs.clear();
         }
         for (message, counts) in self.finished.drain(..) {
             self.probe.tell(&Observed::Finished { place: place(&message), counts });
@@ -405,10 +467,12 @@ fn place(message: &Message) -> Place<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use futures_util::FutureExt as _;
 
     use super::*;
+    use crate::Claim;
     use crate::consumer::message::Filling;
+    use crate::identity::Key;
     use crate::message::Parts;
 
     #[derive(Default)]
@@ -435,6 +499,16 @@ mod tests {
         filling.seal().collect()
     }
 
+    fn handed(message: &Message, attempt: u32) -> Few<Handed> {
+        Few::One(Handed { message: message.clone(), claim: Claim::bare(Key::from_bytes([7; 16]), attempt) })
+    }
+
+    /// A handler call that ends so, at once.
+    fn run(probe: &Probe, message: &Message, end: impl FnOnce() -> Ended) {
+        let running = probe.sight(&handed(message, 1)).at(async { Few::One(end()) });
+        assert!(running.now_or_never().is_some());
+    }
+
     fn state(parked: usize, store_down: bool) -> (engine::Snapshot, Tally) {
         (engine::Snapshot { parked, store_down, ..engine::Snapshot::default() }, Tally::default())
     }
@@ -447,7 +521,7 @@ mod tests {
         let mut watch = probe.watch();
         assert!(watch.is_on());
         for message in messages() {
-            watch.ran(&message, 1, 1, Outcome::Succeeded, Duration::ZERO);
+            run(&probe, &message, || Ended::Succeeded(None));
             watch.finished(&message, if message.offset() == 3 { Ending::SameId } else { Ending::Handled });
         }
         watch.late(2);
@@ -475,9 +549,9 @@ mod tests {
         assert!(!watch.is_on());
         for message in messages() {
             watch.finished(&message, Ending::Handled);
-            watch.ran(&message, 1, 1, Outcome::Failed, Duration::ZERO);
+            run(&probe, &message, || Ended::Succeeded(None));
         }
-        assert!(watch.finished.is_empty() && watch.runs.is_empty());
+        assert!(watch.finished.is_empty() && probe.runs.lock().unwrap().is_empty());
         watch.turn(|| state(4, true));
         assert_eq!((monitor.snapshot().parked, monitor.snapshot().store_down), (4, true));
     }
@@ -503,13 +577,47 @@ mod tests {
         let mut probe = Probe::default();
         probe.add(Silent);
         probe.add(Own);
-        probe.started("g", "h");
+        probe.started("g", Some("h"));
         let subscriber = tracing_subscriber::fmt().with_writer(std::io::sink).finish();
         tracing::subscriber::with_default(subscriber, || {
-            let span = probe.span(&messages()[0], 1, 2, None);
-            assert_eq!(span.metadata().map(|meta| meta.name()), Some("own"));
-            let none = Probe::default().span(&messages()[0], 1, 1, None);
+            let Sight(seen) = probe.sight(&handed(&messages()[0], 2));
+            assert_eq!(seen.expect("seen").span.metadata().map(|meta| meta.name()), Some("own"));
+            let Sight(none) = Probe::default().sight(&handed(&messages()[0], 1));
             assert!(none.is_none(), "DEBUG is off");
         });
+    }
+
+    #[test]
+    fn however_a_call_ends_that_is_what_is_told() {
+        use crate::wrapper::drive::Fault;
+        #[derive(Default)]
+        struct Ends(Mutex<Vec<&'static str>>);
+        impl Observer for Ends {
+            fn on(&self, event: &Observed<'_>) {
+                if let Observed::Ran(runs) = event {
+                    self.0.lock().unwrap().extend(runs.iter().map(|run| run.outcome.name()));
+                }
+            }
+        }
+        let ends = Arc::new(Ends::default());
+        let mut probe = Probe::default();
+        probe.add(Arc::clone(&ends));
+        let message = messages().remove(0);
+        for (kind, class) in [
+            ("error", ErrorClass::Retryable),
+            ("error", ErrorClass::Fatal),
+            ("error", ErrorClass::Unavailable),
+            ("panic", ErrorClass::Retryable),
+            ("timeout", ErrorClass::Retryable),
+        ] {
+            run(&probe, &message, || Ended::Failed(Box::new(Fault { class, ..*Fault::new(kind, "x") })));
+        }
+        drop(probe.sight(&handed(&message, 1)).at(std::future::pending()));
+        let many = || Few::Many(vec![Ended::Succeeded(None), Ended::Failed(Fault::new("error", "x"))]);
+        let two = Few::Many(handed(&message, 1).into_iter().chain(handed(&message, 1)).collect());
+        assert!(probe.sight(&two).at(async { many() }).now_or_never().is_some());
+        probe.watch().turn(|| state(0, false));
+        let told = std::mem::take(&mut *ends.0.lock().unwrap());
+        assert_eq!(told, ["failed", "fatal", "unavailable", "panicked", "timed_out", "aborted", "failed"]);
     }
 }

@@ -4,8 +4,6 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
-use tracing::Instrument;
-
 use super::handling::{Drive, Few, Handed, Needs};
 use super::message::Message;
 use crate::engine::Conflicts;
@@ -61,11 +59,10 @@ where
 
     fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {
         async move {
-            let Some(Handed { message, claim }) = messages.into_iter().next() else { return Few::Many(Vec::new()) };
-            let span = tracing::debug_span!("handle", ?claim);
+            let Some(Handed { message, .. }) = messages.into_iter().next() else { return Few::Many(Vec::new()) };
             // Called in here, so that a panic of the call is caught like one of the future.
             let handler = async { (this.handler)(message).await };
-            Few::One(match caught(handler).instrument(span).await {
+            Few::One(match caught(handler).await {
                 Ok(()) => Ended::Succeeded(None),
                 Err(failure) => Ended::Failed(Fault::of(&failure)),
             })

@@ -28,10 +28,11 @@ pub(super) struct Report<'a> {
     pub(super) retries: bool,
     /// The dead letter topic.
     pub(super) dead_letter: Option<&'a str>,
-    pub(super) on_reset: &'a str,
+    /// What happens to resets.
+    pub(super) on_reset: Option<&'a str>,
     pub(super) partition_messages: usize,
-    pub(super) max_messages: u64,
-    pub(super) max_bytes: u64,
+    pub(super) max_messages: usize,
+    pub(super) max_bytes: usize,
     pub(super) commit_every: Duration,
     pub(super) commit_after: u64,
     pub(super) drain: Duration,
@@ -169,13 +170,15 @@ impl fmt::Display for Report<'_> {
         }
         line("handlers", &self.handlers())?;
         line("failures", &self.failures())?;
-        line("resets", &self.on_reset)?;
+        if let Some(on_reset) = self.on_reset {
+            line("resets", &on_reset)?;
+        }
         line(
             "bounds",
             &format_args!(
                 "{} messages and {} in hand, {} messages of one partition; librdkafka's own queues beside",
-                Count(self.max_messages),
-                Bytes(self.max_bytes),
+                Count(self.max_messages as u64),
+                Bytes(self.max_bytes as u64),
                 Count(self.partition_messages as u64)
             ),
         )?;
@@ -277,7 +280,7 @@ mod tests {
             attempts: 8,
             retries: true,
             dead_letter: Some("orders.dead"),
-            on_reset: "refused",
+            on_reset: Some("refused"),
             partition_messages: 4_096,
             max_messages: 20_000,
             max_bytes: 64 << 20,

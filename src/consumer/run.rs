@@ -16,15 +16,24 @@ use super::builder::Consumer;
 use super::committer::Committer;
 use super::config::Settings;
 use super::context::{Client, Context, End};
+use super::continuity::Discontinuity;
 use super::error::ConsumerError;
+use super::finding::OnReset;
 use super::gate::Gate;
 use super::handling::{Handling, Needs};
 use super::link::{Input, Line};
+use super::observe::Probe;
 use super::pump::{self, Setup};
+use super::report::Report;
+use super::retention;
 use super::summary::{Summary, Tally};
 use super::thread::{KafkaThread, Stop};
 use crate::engine::Config;
+use crate::level::Level;
+use crate::wrapper::{Described, Mode, Once};
 
+/// How often librdkafka tells its statistics, in milliseconds.
+const STATISTICS: &str = "statistics.interval.ms";
 /// What the pump may take to end, beyond the drain deadline.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -52,22 +61,31 @@ impl Consumer {
     }
 
     async fn go<H: Handling>(self, handling: H, shutdown: CancellationToken) -> Result<Summary, ConsumerError> {
-        let settings = self.wishes.check()?;
+        let Self { wishes, mut probe } = self;
+        let mut settings = wishes.check()?;
         let runtime = Handle::try_current().map_err(|_| ConsumerError::NoRuntime)?;
-        report(&settings, &handling);
+        remembers(&mut settings, handling.once()).await?;
+        let once = handling.once().map(Once::described);
+        report(&settings, &handling.needs(), once.as_ref());
+        if probe.is_watched() && settings.client.get(STATISTICS).is_none() {
+            // Where partitions end: librdkafka tells it with its statistics.
+            settings.client.set(STATISTICS, "1000");
+        }
+        probe.started(&settings.group, once.as_ref().map(|once| &*once.handler));
+        let _ended = EndedOnDrop(probe.clone());
         let stop = Arc::new(Stop::default());
         let gate = Arc::new(Gate::new(Arc::clone(&stop.bell)));
         let line = Line::new(Arc::clone(&stop.bell), Arc::clone(&gate));
         let (inputs, waiting) = mpsc::unbounded_channel();
-        let setup = settings.setup(&handling.needs(), line);
+        let setup = settings.setup(&handling.needs(), line, probe.clone());
         // Ends when the Kafka thread closes it, or is gone.
         let pump = pump::start(&runtime, Arc::new(handling), setup, waiting);
         let (done, mut outcome) = oneshot::channel();
         let drain = settings.drain;
         let thread = {
-            let stop = Arc::clone(&stop);
+            let (stop, probe) = (Arc::clone(&stop), probe.clone());
             move || {
-                let _ = done.send(consume(settings, inputs, gate, stop));
+                let _ = done.send(consume(settings, inputs, gate, stop, probe));
             }
         };
         std::thread::Builder::new()
@@ -78,6 +96,7 @@ impl Consumer {
         let outcome = tokio::select! {
             outcome = &mut outcome => outcome,
             () = shutdown.cancelled() => {
+                probe.closing();
                 stop.drain();
                 outcome.await
             }
@@ -93,6 +112,19 @@ impl Consumer {
     }
 }
 
+/// Sets the policy for resets where the user did not, and compares what the store remembers with what the topics keep.
+async fn remembers(settings: &mut Settings, once: Option<&Once>) -> Result<(), ConsumerError> {
+    let strict = once.and_then(Once::level).is_some_and(|level| level >= Level::L1);
+    let policy = if strict { OnReset::Refuse } else { OnReset::Warn };
+    let policy = *settings.options.on_reset.get_or_insert(policy);
+    let Some(once) = once.filter(|once| once.mode() != Mode::AtLeastOnce) else { return Ok(()) };
+    let kept = once.store().retention();
+    let strict = policy == OnReset::Refuse;
+    let report = retention::check(&settings.client, &settings.topics, kept, settings.reset, strict).await;
+    report.warnings().for_each(|finding| warn!("{finding}"));
+    if report.errors().next().is_some() { Err(ConsumerError::Retention { report }) } else { Ok(()) }
+}
+
 /// What the pump counted, once it has told the store what that has not heard.
 async fn tally(mut pump: JoinHandle<Tally>, longest: Duration) -> Tally {
     match tokio::time::timeout(longest, &mut pump).await {
@@ -104,6 +136,15 @@ async fn tally(mut pump: JoinHandle<Tally>, longest: Duration) -> Tally {
         }
     }
     Tally::default()
+}
+
+/// Tells the monitor that the consumer is no more, however it ended.
+struct EndedOnDrop(Probe);
+
+impl Drop for EndedOnDrop {
+    fn drop(&mut self) {
+        self.0.ended();
+    }
 }
 
 /// Ends the Kafka thread when nobody waits for it any more.
@@ -121,8 +162,9 @@ fn consume(
     inputs: UnboundedSender<Input>,
     gate: Arc<Gate>,
     stop: Arc<Stop>,
+    probe: Probe,
 ) -> Result<Summary, ConsumerError> {
-    let context = Context::new(settings.clone(), Arc::clone(&stop.bell), Arc::clone(&gate), inputs);
+    let context = Context::new(settings.clone(), Arc::clone(&stop.bell), Arc::clone(&gate), inputs, probe);
     let made = Client::from_config_and_context(&settings.client, context);
     let mut client = made.map_err(|source| ConsumerError::Client { source })?;
     let ringer = Arc::clone(&stop.bell);
@@ -140,6 +182,9 @@ fn consume(
         Some(End::Message { topic, partition, offset, failure }) => {
             Err(ConsumerError::Message { topic, partition, offset, source: failure, summary: summary_box() })
         }
+        Some(End::Discontinuity(Discontinuity { topic, partition, finding })) => {
+            Err(ConsumerError::Discontinuity { topic, partition, finding, summary: summary_box() })
+        }
         Some(End::Gone) => Err(ConsumerError::Gone { summary: summary_box() }),
         Some(End::Kafka { reason, source }) => Err(ConsumerError::Kafka { reason, source, summary: summary_box() }),
     }
@@ -147,7 +192,7 @@ fn consume(
 
 impl Settings {
     /// What the pump works with.
-    fn setup(&self, needs: &Needs, line: Line) -> Setup {
+    fn setup(&self, needs: &Needs, line: Line, probe: Probe) -> Setup {
         let options = &self.options;
         let retry = options.retry.unwrap_or(needs.retry);
         let mut config = Config {
@@ -160,35 +205,40 @@ impl Settings {
             ..Config::default()
         };
         needs.fill(&retry, &mut config);
-        Setup { config, retry, letters: None, line, drain: self.drain }
+        Setup { config, retry, letters: None, line, probe, drain: self.drain }
     }
 }
 
-/// The start-up report.
-fn report<H: Handling>(settings: &Settings, handling: &H) {
+/// The start-up report: one screen in the log.
+fn report(settings: &Settings, needs: &Needs, once: Option<&Described>) {
     let options = &settings.options;
-    info!(
-        group = settings.group,
-        topics = ?settings.topics,
-        handling = %handling.describe(),
-        order = ?options.order,
-        concurrency = options.concurrency,
-        max_messages = options.max_messages,
-        max_bytes = options.max_bytes,
-        commit_every = ?options.commit_every,
-        drain_deadline = ?settings.drain,
-        "the consumer starts"
-    );
-    if !settings.backoff_set {
-        info!(
-            "fetch.queue.backoff.ms is set to 10; with librdkafka's 1000 a full queue stops the fetcher for a second"
-        );
-    }
-    if let Some(stall) = settings.stall {
-        warn!(
-            stall = ?stall,
-            "if this member is killed, nobody gets its partitions for the session time-out; set group.instance.id so that its restart gets them \
-             back at once, or a shorter session.timeout.ms"
-        );
-    }
+    let retry = options.retry.unwrap_or(needs.retry);
+    let report = Report {
+        group: &settings.group,
+        instance: settings.client.get("group.instance.id").filter(|instance| !instance.trim().is_empty()),
+        new_protocol: settings.client.get("group.protocol").is_some_and(|own| own.eq_ignore_ascii_case("consumer")),
+        topics: &settings.topics,
+        order: options.order,
+        step_aside: options.step_aside,
+        concurrency: options.concurrency,
+        batch: needs.batch,
+        once,
+        attempts: retry.max_attempts().get(),
+        retries: retry.is_in_place(),
+        dead_letter: None,
+        on_reset: options.on_reset.map(|on_reset| match on_reset {
+            OnReset::Refuse => "refused: where the group cannot go on where it left off, the consumer ends",
+            OnReset::Warn => "said in the log, and gone on",
+            OnReset::Accept => "accepted",
+        }),
+        partition_messages: options.partition_messages,
+        max_messages: options.max_messages,
+        max_bytes: options.max_bytes,
+        commit_every: options.commit_every,
+        commit_after: options.commit_after,
+        drain: settings.drain,
+        stall: settings.stall,
+        backoff_set_here: !settings.backoff_set,
+    };
+    info!("the consumer starts\n{report}");
 }

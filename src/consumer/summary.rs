@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::finding::Found;
 use crate::engine::Position;
 
 /// What a [`Consumer`](super::Consumer) did from start to end.
@@ -36,6 +37,8 @@ pub struct Summary {
     pub most_unfinished: u64,
     /// Whether the group was left in good order. If not, the session has to time out before others get the partitions.
     pub closed: bool,
+    /// What was found where partitions went on, once each.
+    pub found: Vec<Found>,
     /// What became of each partition that was ever assigned.
     pub partitions: BTreeMap<(String, i32), PartitionSummary>,
 }
@@ -53,7 +56,7 @@ pub struct PartitionSummary {
 }
 
 /// What the pump counted: see [`Summary`].
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     pub(super) handled: u64,
     pub(super) redelivered: u64,

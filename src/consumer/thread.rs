@@ -80,6 +80,7 @@ impl KafkaThread {
             if context.serve() {
                 break;
             }
+            context.show();
             match context.flow(&self.client) {
                 Flow::Hold(wait) => {
                     self.stop.bell.wait(wait);
@@ -87,6 +88,7 @@ impl KafkaThread {
                 Flow::Take { messages, bytes, wait } => {
                     let filled = self.fill(&mut filling, messages, bytes);
                     context.dispatch(&mut filling);
+                    context.go_on(&self.client);
                     if matches!(filled, Filled::Dry) {
                         self.stop.bell.wait(wait.unwrap_or(IDLE).min(IDLE));
                     }
@@ -125,9 +127,8 @@ impl KafkaThread {
         let cure = match (&error, error.rdkafka_error_code()) {
             (KafkaError::PartitionEOF(_), _) => return,
             (KafkaError::MessageConsumptionFatal(_), _) => None,
-            (_, Some(Code::AutoOffsetReset)) => Some(
-                "there is no valid committed offset, and auto.offset.reset says not to guess; commit one, or set auto.offset.reset",
-            ),
+            // Decided once what was polled before has been taken in.
+            (_, Some(Code::AutoOffsetReset)) => return self.context().continuity().stopped(),
             (_, Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)) => {
                 Some("allow this user to read the topic and the group")
             }

@@ -239,7 +239,7 @@ impl Observer for Metrics {
             }),
             Observed::Late(n) => self.count("hapax_late_results_total", *n),
             Observed::Dropped(n) => self.count("hapax_messages_dropped_total", *n),
-            Observed::DeadLettered { messages, .. } => self.count("hapax_dead_letters_total", *messages),
+            Observed::DeadLettered(n) => self.count("hapax_dead_letters_total", *n),
             Observed::DeadLetterFailed(n) => self.count("hapax_dead_letter_failures_total", *n),
             Observed::Circuit { what, open } => {
                 gauge!("hapax_circuit_open", self.labels("what", what.name())).set(f64::from(u8::from(*open)));
@@ -411,7 +411,7 @@ mod tests {
             Observed::Finished { place: ORDERS, counts: Endings { handled: 3, same_id: 1, ..Endings::default() } },
             Observed::Late(2),
             Observed::Dropped(3),
-            Observed::DeadLettered { messages: 1, took: second },
+            Observed::DeadLettered(1),
             Observed::DeadLetterFailed(1),
             Observed::Circuit { what: Circuit::Store, open: true },
             Observed::Assigned(&[ORDERS]),

@@ -180,15 +180,9 @@ pub enum Observed<'a> {
     Late(u64),
     /// Messages were dropped unfinished, their partition being gone: they are delivered again, here or elsewhere.
     Dropped(u64),
-    /// The broker acknowledged dead letters.
-    #[non_exhaustive]
-    DeadLettered {
-        /// How many.
-        messages: u64,
-        /// How long that took.
-        took: Duration,
-    },
-    /// Dead letters could not be produced; they are produced again.
+    /// The broker acknowledged so many dead letters.
+    DeadLettered(u64),
+    /// So many dead letters could not be produced; they are produced again.
     DeadLetterFailed(u64),
     /// Something that is needed is down, and everything waits for it; or it is back.
     #[non_exhaustive]
@@ -362,7 +356,7 @@ pub struct Run<'a> {
     pub messages: u64,
     /// Which attempt it was, from 1.
     pub attempt: u32,
-    /// How it ended.
+    /// How it ended; for a batch: how the first message did that did not end well.
     pub outcome: Outcome,
     /// How long it took, waiting included.
     pub took: Duration,
@@ -372,7 +366,7 @@ pub struct Run<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// Well. In a batch: for every message.
+    /// Well.
     Succeeded,
     /// With an error that may not come again.
     Failed,

@@ -1,6 +1,8 @@
 //! Calls to the store, and letters.
 
 use super::*;
+use crate::engine::Settled;
+use crate::observe::{Claims, Operation, Settles};
 
 /// Polls a call once; gives it back if it waits.
 fn poll_once<T>(mut call: Call<T>) -> Result<T, Call<T>> {
@@ -29,12 +31,13 @@ impl<H: Drive> Pump<H> {
     }
 
     pub(super) fn claimed(&mut self, reply: Option<Box<ClaimReply>>) {
-        let Some(Out { tickets, .. }) = self.claiming.take() else { return };
+        let Some(Out { tickets, sent, .. }) = self.claiming.take() else { return };
         let answers = match reply {
             Some(reply) => self.handling.records().claimed(&mut self.slab, *reply),
             None => {
                 warn!(messages = tickets.len(), "a call to the store was lost: it panicked");
                 self.handling.records().unclaimed(&mut self.slab, &tickets);
+                self.watch.store_failed(Operation::Claim, tickets.len(), sent.elapsed());
                 let random = self.random();
                 self.events.push(Event::ClaimFailed { tickets, random });
                 return;
@@ -42,6 +45,9 @@ impl<H: Drive> Pump<H> {
         };
         match answers {
             Ok(answers) => {
+                if self.watch.is_on() {
+                    self.watch.claimed(tickets.len(), self.counted(&answers), sent.elapsed());
+                }
                 for (ticket, answer) in &answers {
                     if let Answer::InFlight { .. } | Answer::NotDue { .. } = answer {
                         self.park(*ticket);
@@ -53,10 +59,34 @@ impl<H: Drive> Pump<H> {
                 if !error.is_retryable() {
                     self.stop(tickets.first().copied(), refused(Stage::Claim, error));
                 }
+                self.watch.store_failed(Operation::Claim, tickets.len(), sent.elapsed());
                 let random = self.random();
                 self.events.push(Event::ClaimFailed { tickets, random });
             }
         }
+    }
+
+    /// What claims came to, in numbers.
+    fn counted(&self, answers: &[(Ticket, Answer)]) -> Claims {
+        let mut claims = Claims::default();
+        for (ticket, answer) in answers {
+            let count = match answer {
+                Answer::Acquired { attempt } => {
+                    let state = self.slab.get(*ticket).map(|entry| &entry.state);
+                    let claim = state.map(|state| self.handling.records().claim_of(state, *attempt));
+                    let took_over = claim.is_some_and(|claim| claim.took_over());
+                    if took_over { &mut claims.took_over } else { &mut claims.acquired }
+                }
+                Answer::Redelivered => &mut claims.redelivered,
+                Answer::SameId => &mut claims.same_id,
+                Answer::InFlight { .. } => &mut claims.in_flight,
+                Answer::NotDue { .. } => &mut claims.not_due,
+                Answer::Dead => &mut claims.dead,
+                Answer::Conflict => &mut claims.conflicts,
+            };
+            *count += 1;
+        }
+        claims
     }
 
     /// A message that waits for long is not to keep the bytes of its whole batch alive.
@@ -85,19 +115,32 @@ impl<H: Drive> Pump<H> {
     }
 
     pub(super) fn settled(&mut self, reply: Option<Box<SettleReply>>) {
-        let Some(Out { tickets, .. }) = self.settling.take() else { return };
+        let Some(Out { tickets, sent, .. }) = self.settling.take() else { return };
         let random = self.random();
         let failed = |tickets| Event::SettleFailed { tickets, random };
         let event = match reply.map(|reply| self.handling.records().settled(&mut self.slab, *reply)) {
-            Some(Ok(answers)) => Event::Settled(answers),
+            Some(Ok(answers)) => {
+                if self.watch.is_on() {
+                    let count = |wanted| answers.iter().filter(|(_, answer)| *answer == wanted).count() as u64;
+                    let mut settles = Settles::default();
+                    settles.recorded = count(Settled::Recorded);
+                    settles.buried = count(Settled::Buried);
+                    settles.late = count(Settled::Late);
+                    settles.refused = count(Settled::Refused);
+                    self.watch.settled(settles, sent.elapsed());
+                }
+                Event::Settled(answers)
+            }
             Some(Err(error)) => {
                 if !error.is_retryable() {
                     self.stop(tickets.first().copied(), refused(Stage::Settle, error));
                 }
+                self.watch.store_failed(Operation::Settle, tickets.len(), sent.elapsed());
                 failed(tickets)
             }
             None => {
                 warn!(messages = tickets.len(), "a call to the store was lost: it panicked");
+                self.watch.store_failed(Operation::Settle, tickets.len(), sent.elapsed());
                 failed(tickets)
             }
         };
@@ -158,9 +201,11 @@ impl<H: Drive> Pump<H> {
             unsent.push(ticket);
         }
         if !sent.is_empty() {
+            self.watch.dead_lettered(sent.len());
             self.events.push(Event::DeadLettered(sent));
         }
         if !unsent.is_empty() {
+            self.watch.dead_letter_failed(unsent.len());
             let random = self.random();
             self.events.push(Event::DeadLetterFailed { tickets: unsent, random });
         }

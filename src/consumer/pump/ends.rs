@@ -15,7 +15,12 @@ impl<H: Drive> Pump<H> {
                 Ending::Dead => 4,
             };
             counts[count] += 1;
-            self.tally.late += u64::from(self.periods.leave(entry.period));
+            let late = u64::from(self.periods.leave(entry.period));
+            self.tally.late += late;
+            if self.watch.is_on() {
+                self.watch.finished(&entry.message, *ending);
+                self.watch.late(late);
+            }
             self.handling.records().put_down(entry.state);
         }
         let [handled, redelivered, same_id, conflicts, dead] = counts;
@@ -39,6 +44,7 @@ impl<H: Drive> Pump<H> {
             self.periods.leave(entry.period);
             self.handling.records().put_down(entry.state);
         }
+        self.watch.dropped(tickets.len() as u64);
         self.line.give_back(tickets.len() as u64);
     }
 

@@ -36,6 +36,7 @@ use tracing::{debug, warn};
 
 use super::handling::{Drive, Few, Failure, Handed, Handling, Records};
 use super::link::{Delivered, Drained, Input, Line, Request};
+use super::observe::{Probe, Watch};
 use super::summary::Tally;
 use crate::engine::{
     Answer, Arrival, Cause, Command, Config, Ending, Engine, Event, Order, Ran, Start, Ticket, Time, Verdict,
@@ -66,6 +67,8 @@ pub(super) struct Setup {
     pub(super) letters: Option<Arc<dyn Letters>>,
     /// To the Kafka thread.
     pub(super) line: Line,
+    /// Who is told what happens.
+    pub(super) probe: Probe,
     /// For how long the store is told at the end what it has not heard.
     pub(super) drain: Duration,
 }
@@ -122,10 +125,14 @@ pub(super) fn start<H: Handling>(
     // Unconstrained: handlers polled here are not to wait because others have used up the task's budget. The pump lets others
     // have their turn by the clock.
     runtime.spawn(tokio::task::unconstrained(async move {
+        let probe = setup.probe.clone();
         let pump = Pump::new(Arc::clone(&handling), setup, inputs);
         let bench = Bench::new({
             let handling = Arc::clone(&handling);
-            move |messages| H::run(Arc::clone(&handling), messages)
+            move |messages| {
+                let sight = probe.sight(&messages);
+                sight.at(H::run(Arc::clone(&handling), messages))
+            }
         });
         let mut tally = work(pump, bench).await;
         tally.unsettled = handling.records().finish(drain).await;
@@ -172,6 +179,7 @@ struct Pump<H: Drive> {
     hasher: foldhash::fast::RandomState,
     rolls: u64,
     tally: Tally,
+    watch: Watch,
 }
 
 /// Turns until all is over.
@@ -194,6 +202,7 @@ where
         if pump.closed {
             return std::mem::take(&mut pump.tally);
         }
+        pump.watch.turn(|| (pump.engine.snapshot(), pump.tally));
         if !pump.events.is_empty() {
             if rested.elapsed() > STINT {
                 tokio::task::yield_now().await;
@@ -201,7 +210,7 @@ where
             }
             continue;
         }
-        let wake = pump.engine.wake_at();
+        let wake = pump.wake_at();
         if wake != armed {
             armed = wake;
             if let Some(at) = wake {
@@ -226,7 +235,7 @@ where
 
 impl<H: Drive> Pump<H> {
     fn new(handling: Arc<H>, setup: Setup, inputs: mpsc::UnboundedReceiver<Input>) -> Self {
-        let Setup { config, retry, letters, line, .. } = setup;
+        let Setup { config, retry, letters, line, probe, .. } = setup;
         let (report, reports) = mpsc::unbounded_channel();
         Self {
             handling,
@@ -256,7 +265,14 @@ impl<H: Drive> Pump<H> {
             hasher: foldhash::fast::RandomState::default(),
             rolls: 0,
             tally: Tally::default(),
+            watch: probe.watch(),
         }
+    }
+
+    /// When to go on although nothing happens.
+    fn wake_at(&self) -> Option<Time> {
+        let shown = self.watch.wake_at().map(|at| Instant::from_std(at).saturating_duration_since(self.began));
+        self.engine.wake_at().into_iter().chain(shown).min()
     }
 
     /// Any number, evenly distributed.
