@@ -5,6 +5,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 
 use super::config::Wishes;
+use super::dead_letter::DeadLetter;
 use super::finding::OnReset;
 use super::monitor::Monitor;
 use super::observe::Probe;
@@ -71,6 +72,18 @@ impl Consumer {
     /// Attempts are counted by the store before the handler runs, so that one that took the process with it counts.
     pub const fn retry(mut self, retry: Retry) -> Self {
         self.wishes.options.retry = Some(retry);
+        self
+    }
+
+    /// Sends what is given up to a dead letter topic before it is passed: messages whose attempts are used up or that fail for good, that have no usable
+    /// identity, or that are in conflict with another of the same identity. Default: they are dead in the store and passed; what the store
+    /// cannot know ends the consumer.
+    ///
+    /// A message is settled as dead and committed only once the broker has acknowledged its letter. Where the topic cannot be written to for now, its
+    /// partition (or key) waits, and nothing is lost; where it never can (too large, not authorised, a loop), the consumer ends and says
+    /// what to do. At the start the topic is looked at, for 10 seconds at most.
+    pub fn dead_letter(mut self, dead_letter: DeadLetter) -> Self {
+        self.wishes.dead_letter = Some(dead_letter);
         self
     }
 

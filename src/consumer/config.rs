@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 
+use super::dead_letter::DeadLetter;
 use super::finding::OnReset;
 use super::resume::Reset;
 use crate::engine::Order;
@@ -50,6 +51,7 @@ pub(super) struct Wishes {
     pub(super) client: ClientConfig,
     pub(super) topics: Vec<String>,
     pub(super) options: Options,
+    pub(super) dead_letter: Option<DeadLetter>,
     pub(super) drain: Option<Duration>,
 }
 
@@ -121,7 +123,7 @@ impl Options {
 
 impl Wishes {
     pub(super) const fn new(client: ClientConfig) -> Self {
-        Self { client, topics: Vec::new(), options: Options::new(), drain: None }
+        Self { client, topics: Vec::new(), options: Options::new(), dead_letter: None, drain: None }
     }
 
     /// Checks everything that can be checked without a broker.
@@ -152,6 +154,9 @@ impl Wishes {
             self.client.set("fetch.queue.backoff.ms", "10");
         }
         self.options.check()?;
+        if let Some(dead_letter) = &self.dead_letter {
+            dead_letter.check(&self.topics)?;
+        }
         self.protocol()?;
         let reset = match self.given("auto.offset.reset") {
             // librdkafka's own default passes what is there.
@@ -184,6 +189,7 @@ impl Wishes {
             backoff_set,
             topics: self.topics,
             options: self.options,
+            dead_letter: self.dead_letter,
             client: self.client,
         })
     }
@@ -240,6 +246,7 @@ pub(super) struct Settings {
     pub(super) group: String,
     pub(super) topics: Vec<String>,
     pub(super) options: Options,
+    pub(super) dead_letter: Option<DeadLetter>,
     /// For how long running handlers are waited for.
     pub(super) drain: Duration,
     /// For how long a synchronous commit is waited for.

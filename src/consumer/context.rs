@@ -22,9 +22,11 @@ use super::bell::{Bell, Word};
 use super::committer::{Answered, Committer, Ticket, is_ownership_gone};
 use super::config::Settings;
 use super::continuity::{Begin, Continuity, Discontinuity};
+use super::dead_letter::DeadLetter;
 use super::finding::OnReset;
 use super::gate::{Gate, Room, Valve};
 use super::handling::Failure;
+use super::letter::LetterError;
 use super::link::{Delivered, Drained, Input, Request};
 use super::message::{Filling, Message};
 use super::observe::Probe;
@@ -45,6 +47,7 @@ const SERVE: Duration = Duration::from_millis(20);
 pub(super) enum End {
     Message { topic: String, partition: i32, offset: i64, failure: Failure },
     Gone,
+    DeadLetter(LetterError),
     Discontinuity(Discontinuity),
     Kafka { reason: String, source: KafkaError },
 }
@@ -363,6 +366,13 @@ impl Context {
 
     /// Partitions are ours from now on. Where they begin is decided first.
     fn assigned(&self, client: &Client, partitions: &TopicPartitionList) {
+        // A regular expression may take it in.
+        let letters = self.settings.dead_letter.as_ref().map(DeadLetter::name);
+        if partitions.elements().iter().any(|element| Some(element.topic()) == letters) {
+            let topic = letters.unwrap_or_default().to_owned();
+            self.lock().end.get_or_insert(End::DeadLetter(LetterError::Loop { topic }));
+            return;
+        }
         let begins = match self.continuity.before_assign(client, partitions) {
             Ok(begins) => begins,
             Err(discontinuity) => return self.refuse(discontinuity),

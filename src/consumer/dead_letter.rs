@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::config::ConfigError;
 use super::letter::{LetterError, LetterSender, Log, Terms, Wire};
+use crate::wrapper::Once;
 
 const MAX_HOPS: u32 = 8;
 const ERROR_TEXT: usize = 1024;
@@ -80,8 +81,8 @@ impl DeadLetter {
     /// security and connection settings.
     ///
     /// `enable.idempotence=false`, `acks` below all and `transactional.id` are refused. Set where you do not:
-    /// `message.timeout.ms=30000`, `message.max.bytes=104857600` (the topic's own limit decides) and
-    /// `partitioner=murmur2_random`, which puts keys where Java producers put them.
+    /// `message.timeout.ms=30000`, `message.max.bytes=104857600` (the topic's own limit decides), `allow.auto.create.topics=false`
+    /// and `partitioner=murmur2_random`, which puts keys where Java producers put them.
     pub fn producer(mut self, settings: ClientConfig) -> Self {
         self.producer = Some(settings);
         self
@@ -160,6 +161,18 @@ impl DeadLetter {
         }
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.topic
+    }
+
+    /// For the handler of this wrapper, if there is one.
+    pub(super) fn of(self, once: Option<&Once>) -> Self {
+        match once.map(Once::scope) {
+            Some(scope) if self.scope.is_none() => self.scope(scope.group(), scope.handler()),
+            _ => self,
+        }
+    }
+
     /// What can be seen without a broker.
     pub(super) fn check(&self, topics: &[String]) -> Result<(), ConfigError> {
         let name = &self.topic;
@@ -219,6 +232,8 @@ pub(super) fn idempotent(mut config: ClientConfig) -> Result<ClientConfig, Confi
         (&["message.timeout.ms", "delivery.timeout.ms"][..], "30000"),
         (&["message.max.bytes"], "104857600"),
         (&["partitioner"], "murmur2_random"),
+        // A topic that is gone is missed, not made again by the broker with settings that nobody chose.
+        (&["allow.auto.create.topics"], "false"),
     ];
     for (names, value) in defaults {
         if names.iter().all(|name| config.get(name).is_none()) {
@@ -275,13 +290,14 @@ fn look(runtime: &Handle, config: &ClientConfig, topic: &str, create: Option<(i3
     let failed = |source| LetterError::of(topic, source);
     // A consumer: asking as a producer would make brokers create the topic on the quiet.
     let asker: BaseConsumer<Log> = BaseConsumer::from_config_and_context(config, Log).map_err(failed)?;
-    let mut found = partitions(&asker, topic)?;
-    if let (None, Some((partitions, replication))) = (found, create) {
+    let Some(found) = partitions(&asker, topic)? else {
+        let Some((partitions, replication)) = create else {
+            return Err(LetterError::NoTopic { topic: topic.to_owned() });
+        };
         runtime.block_on(make(config, topic, partitions, replication))?;
-        found = Some(partitions);
-    }
-    let Some(found) = found else { return Err(LetterError::NoTopic { topic: topic.to_owned() }) };
-    match runtime.block_on(cleanup_policy(config, topic)) {
+        return Ok(partitions);
+    };
+    match runtime.block_on(cleanup_policy(config, topic, &asker)) {
         Ok(Some(policy)) if policy.contains("compact") => {
             return Err(LetterError::Compacted { topic: topic.to_owned() });
         }
@@ -343,8 +359,15 @@ async fn make(config: &ClientConfig, topic: &str, partitions: i32, replication: 
     Ok(())
 }
 
-async fn cleanup_policy(config: &ClientConfig, topic: &str) -> Result<Option<String>, KafkaError> {
-    let answers = admin(config)?.describe_configs([&ResourceSpecifier::Topic(topic)], &admin_options()).await?;
+async fn cleanup_policy(
+    config: &ClientConfig,
+    topic: &str,
+    asker: &BaseConsumer<Log>,
+) -> Result<Option<String>, KafkaError> {
+    // Any broker knows it: not to wait for the controller, which may be moving.
+    let broker = asker.fetch_metadata(Some(topic), LOOK)?.brokers().first().map(|broker| broker.id());
+    let options = admin_options().broker_id(broker);
+    let answers = admin(config)?.describe_configs([&ResourceSpecifier::Topic(topic)], &options).await?;
     for answer in answers {
         let resource = answer.map_err(KafkaError::AdminOp)?;
         if let Some(entry) = resource.get("cleanup.policy") {

@@ -3,6 +3,7 @@
 use rdkafka::error::KafkaError;
 
 use super::config::ConfigError;
+use super::dead_letter::DeadLetterError;
 use super::finding::Finding;
 use super::handling::Failure;
 use super::summary::Summary;
@@ -70,6 +71,9 @@ pub enum ConsumerError {
         /// What was compared.
         report: Report,
     },
+    /// Dead letters cannot be sent: their topic is missing, or unfit, or read by the consumer itself. Not retryable without a change.
+    #[error(transparent)]
+    DeadLetter(#[from] DeadLetterError),
     /// The task that drives the handlers is gone: the runtime was shut down, or there is a bug in this crate.
     #[error("the task that drives the handlers is gone: was the runtime shut down?")]
     Gone {
@@ -103,9 +107,12 @@ impl ConsumerError {
             | Self::Message { summary, .. }
             | Self::Gone { summary }
             | Self::Discontinuity { summary, .. } => Some(summary),
-            Self::Config(_) | Self::NoRuntime | Self::Client { .. } | Self::Thread { .. } | Self::Retention { .. } => {
-                None
-            }
+            Self::Config(_)
+            | Self::NoRuntime
+            | Self::Client { .. }
+            | Self::Thread { .. }
+            | Self::Retention { .. }
+            | Self::DeadLetter(_) => None,
         }
     }
 
@@ -117,9 +124,12 @@ impl ConsumerError {
             | Self::Message { summary, .. }
             | Self::Gone { summary }
             | Self::Discontinuity { summary, .. } => Some(summary),
-            Self::Config(_) | Self::NoRuntime | Self::Client { .. } | Self::Thread { .. } | Self::Retention { .. } => {
-                None
-            }
+            Self::Config(_)
+            | Self::NoRuntime
+            | Self::Client { .. }
+            | Self::Thread { .. }
+            | Self::Retention { .. }
+            | Self::DeadLetter(_) => None,
         }
     }
 }

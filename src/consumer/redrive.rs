@@ -3,7 +3,7 @@
 mod decide;
 mod read;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -346,6 +346,16 @@ struct Candidate<'a> {
     sighting: Option<Sighting>,
 }
 
+impl Candidate<'_> {
+    /// What makes two letters be of one message.
+    fn identity(&self) -> String {
+        match &self.sighting {
+            Some(sighting) => sighting.key.to_string(),
+            None => self.info.identity.clone(),
+        }
+    }
+}
+
 impl Run<'_> {
     /// Sends back what may be of these letters, and waits until it is acknowledged.
     async fn send_back(&mut self, read: &Read) -> Result<(), RedriveError> {
@@ -358,16 +368,24 @@ impl Run<'_> {
                 Err(skip) => self.skip(letter, skip),
             }
         }
+        // Letters of one message: the latest death counts, lest its hops begin anew.
+        let mut most: HashMap<String, (u32, usize)> = HashMap::new();
+        for (at, candidate) in candidates.iter().enumerate() {
+            let most = most.entry(candidate.identity()).or_default();
+            *most = (*most).max((candidate.info.hops, at));
+        }
         let mut requeue = Vec::new();
         let mut chosen = Vec::new();
-        for (candidate, decision) in self.decisions(candidates).await? {
+        for (at, (candidate, decision)) in self.decisions(candidates).await?.into_iter().enumerate() {
+            let identity = candidate.identity();
+            let (hops, latest) = most.get(&identity).copied().unwrap_or((candidate.info.hops, at));
             match decision {
                 Decision::Skip(skip) => self.skip(candidate.letter, skip),
+                Decision::Send { .. } if hops >= self.wishes.max_hops => {
+                    self.skip(candidate.letter, Skip::TooManyHops);
+                }
+                Decision::Send { .. } if at != latest => self.skip(candidate.letter, Skip::Repeated),
                 Decision::Send { dead } => {
-                    let identity = match &candidate.sighting {
-                        Some(sighting) => sighting.key.to_string(),
-                        None => candidate.info.identity.clone(),
-                    };
                     if !self.sent.insert(identity) {
                         self.skip(candidate.letter, Skip::Repeated);
                         continue;
@@ -402,9 +420,6 @@ impl Run<'_> {
         let to = wishes.to.as_deref().unwrap_or(&info.topic);
         if to == wishes.from {
             return Err(Skip::Loop);
-        }
-        if info.hops >= wishes.max_hops {
-            return Err(Skip::TooManyHops);
         }
         let message = redriven(letter, &info, to);
         let sighting = match wishes.once.as_ref().filter(|once| once.remembers()) {

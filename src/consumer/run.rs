@@ -17,18 +17,19 @@ use super::committer::Committer;
 use super::config::Settings;
 use super::context::{Client, Context, End};
 use super::continuity::Discontinuity;
+use super::dead_letter::{DeadLetter, DeadLetterError};
 use super::error::ConsumerError;
 use super::finding::OnReset;
 use super::gate::Gate;
 use super::handling::{Handling, Needs};
 use super::link::{Input, Line};
 use super::observe::Probe;
-use super::pump::{self, Setup};
+use super::pump::{self, Letters, Setup};
 use super::report::Report;
 use super::retention;
 use super::summary::{Summary, Tally};
 use super::thread::{KafkaThread, Stop};
-use crate::engine::Config;
+use crate::engine::{Config, OnDead};
 use crate::level::Level;
 use crate::wrapper::{Described, Mode, Once};
 
@@ -65,6 +66,10 @@ impl Consumer {
         let mut settings = wishes.check()?;
         let runtime = Handle::try_current().map_err(|_| ConsumerError::NoRuntime)?;
         remembers(&mut settings, handling.once()).await?;
+        let letters = match settings.dead_letter.clone() {
+            Some(dead_letter) => Some(dead_letter.of(handling.once()).connect(&settings.client).await?),
+            None => None,
+        };
         let once = handling.once().map(Once::described);
         report(&settings, &handling.needs(), once.as_ref());
         if probe.is_watched() && settings.client.get(STATISTICS).is_none() {
@@ -77,7 +82,8 @@ impl Consumer {
         let gate = Arc::new(Gate::new(Arc::clone(&stop.bell)));
         let line = Line::new(Arc::clone(&stop.bell), Arc::clone(&gate));
         let (inputs, waiting) = mpsc::unbounded_channel();
-        let setup = settings.setup(&handling.needs(), line, probe.clone());
+        let letters = letters.map(|letters| Arc::new(letters) as Arc<dyn Letters>);
+        let setup = settings.setup(&handling.needs(), letters, line, probe.clone());
         // Ends when the Kafka thread closes it, or is gone.
         let pump = pump::start(&runtime, Arc::new(handling), setup, waiting);
         let (done, mut outcome) = oneshot::channel();
@@ -185,6 +191,7 @@ fn consume(
         Some(End::Discontinuity(Discontinuity { topic, partition, finding })) => {
             Err(ConsumerError::Discontinuity { topic, partition, finding, summary: summary_box() })
         }
+        Some(End::DeadLetter(error)) => Err(DeadLetterError::Topic(error).into()),
         Some(End::Gone) => Err(ConsumerError::Gone { summary: summary_box() }),
         Some(End::Kafka { reason, source }) => Err(ConsumerError::Kafka { reason, source, summary: summary_box() }),
     }
@@ -192,7 +199,7 @@ fn consume(
 
 impl Settings {
     /// What the pump works with.
-    fn setup(&self, needs: &Needs, line: Line, probe: Probe) -> Setup {
+    fn setup(&self, needs: &Needs, letters: Option<Arc<dyn Letters>>, line: Line, probe: Probe) -> Setup {
         let options = &self.options;
         let retry = options.retry.unwrap_or(needs.retry);
         let mut config = Config {
@@ -202,10 +209,11 @@ impl Settings {
             partition_messages: options.partition_messages,
             commit_every: options.commit_every,
             commit_after: options.commit_after,
+            on_dead: if letters.is_some() { OnDead::Letter } else { OnDead::default() },
             ..Config::default()
         };
         needs.fill(&retry, &mut config);
-        Setup { config, retry, letters: None, line, probe, drain: self.drain }
+        Setup { config, retry, letters, line, probe, drain: self.drain }
     }
 }
 
@@ -225,7 +233,7 @@ fn report(settings: &Settings, needs: &Needs, once: Option<&Described>) {
         once,
         attempts: retry.max_attempts().get(),
         retries: retry.is_in_place(),
-        dead_letter: None,
+        dead_letter: settings.dead_letter.as_ref().map(DeadLetter::name),
         on_reset: options.on_reset.map(|on_reset| match on_reset {
             OnReset::Refuse => "refused: where the group cannot go on where it left off, the consumer ends",
             OnReset::Warn => "said in the log, and gone on",

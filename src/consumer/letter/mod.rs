@@ -49,6 +49,7 @@
 
 mod clean;
 mod format;
+mod keep;
 mod sender;
 
 pub use crate::engine::Cause;
