@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -11,10 +12,10 @@ use super::builder::{Mode, OnConflict};
 use super::class::HandlerError;
 use super::done::{At, BatchDone, Commit, Done, HandleError, Stage, finished};
 use super::keep::Kept;
-use super::one::{Limits, handle_one};
+use super::one::handle_one;
 use super::run::run;
 use super::seats::{Next, Seats};
-use super::shared::{CLAIMS, Patience, Shared, Subject};
+use super::shared::{CLAIMS, Shared, Subject};
 use crate::message::MessageView;
 use crate::record::{ClaimOutcome, Origin, Verdict};
 
@@ -302,7 +303,7 @@ where
     {
         let Some(message) = self.messages.get(at) else { return };
         let run = |claim| handler(message, claim);
-        let done = handle_one(self.shared, subject, Limits::Bounded, run).await;
+        let done = handle_one(self.shared, subject, run).await;
         self.outcomes[at] = Some(done.map_err(|halt| halt.into_error(self.shared.origin(message))));
     }
 
@@ -358,7 +359,7 @@ where
         self.seats.sighting(at).cloned().map(Subject::Known)
     }
 
-    fn patience(&self) -> Patience<'static> {
-        Patience::For(self.shared.config.store_patience)
+    fn patience(&self) -> Duration {
+        self.shared.config.store_patience
     }
 }

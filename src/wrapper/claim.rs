@@ -42,7 +42,7 @@ impl Claim {
     }
 
     /// A claim on nothing: for modes and messages without a record.
-    pub(super) const fn bare(key: Key, attempt: u32) -> Self {
+    pub(crate) const fn bare(key: Key, attempt: u32) -> Self {
         Self { key, fence: Fence::new(0), attempt, slot: 0, took_over: false, hold: None }
     }
 

@@ -30,10 +30,10 @@ use crate::store::StoreError;
 const TEXT: usize = 1024;
 
 /// Why a message cannot finish and the consumer has to end.
-pub type Unfinished = Box<dyn Error + Send + Sync>;
+pub(crate) type Unfinished = Box<dyn Error + Send + Sync>;
 
 /// A call to the store on its way. Owns all it needs.
-pub type Call<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(crate) type Call<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// How one message's handler ended.
 #[derive(Debug)]

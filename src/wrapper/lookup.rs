@@ -3,11 +3,18 @@
 use super::Once;
 use super::builder::Mode;
 use super::shared::Subject;
-use crate::identity::{IdentityError, Scope};
+use crate::identity::{IdentityError, Key, Scope};
 use crate::message::MessageView;
 use crate::record::Sighting;
 
 impl Once {
+    /// What the store knows `message` by: for a dead letter, or to look its record up with
+    /// [`DedupStore::get`](crate::store::DedupStore::get). `None` if it has no record: it has no identity, or nothing is remembered.
+    #[must_use]
+    pub fn key(&self, message: &dyn MessageView) -> Option<Key> {
+        self.sighting(message).ok().flatten().map(|sighting| sighting.key)
+    }
+
     /// Where its identities are unique.
     pub(crate) fn scope(&self) -> &Scope {
         &self.shared.scope

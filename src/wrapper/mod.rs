@@ -7,8 +7,8 @@
 //! ```
 //!
 //! - [`seats`] are the messages that one call has in hand; dropped, they leave debts in the [`registry`].
-//! - [`one`] takes one message through everything that may happen to it; [`batch`], and [`each`] with its [`lane`], take the
-//!   common cases many at a time, and hand the others to it.
+//! - [`one`] takes one message through everything that may happen to it; [`batch`] takes the common cases many at a time, and
+//!   hands the others to it. [`hand`] is what a consumer's engine decides about instead.
 //! - [`renew`] is the one background task: leases, and debts.
 
 mod batch;
@@ -56,8 +56,8 @@ use crate::level::Level;
 use crate::message::MessageView;
 use crate::record::{Origin, Owner};
 use crate::store::{DedupStore, Report};
-use one::{Limits, handle_one};
-use shared::{Patience, Shared};
+use one::handle_one;
+use shared::Shared;
 
 /// Handles every message once, around any loop. Cheap to clone; clones share everything.
 ///
@@ -144,7 +144,7 @@ impl Once {
                 return Err(HandleError::Identity { at: At(self.shared.origin(message)), error });
             }
         };
-        let done = handle_one(&self.shared, subject, Limits::Bounded, handler).await;
+        let done = handle_one(&self.shared, subject, handler).await;
         done.map_err(|halt| halt.into_error(self.shared.origin(message)))
     }
 
@@ -228,7 +228,7 @@ impl Once {
             }
         };
         let subject = self.shared.subject_of_call(&identity, payload.as_ref());
-        let done = handle_one(&self.shared, subject, Limits::Bounded, handler).await;
+        let done = handle_one(&self.shared, subject, handler).await;
         done.map_err(|halt| halt.into_error(Origin::default()))
     }
 
@@ -279,7 +279,7 @@ impl Once {
         let telling = async {
             loop {
                 let left = end.saturating_duration_since(Instant::now());
-                match self.shared.tell_debts(None, Patience::For(left)).await {
+                match self.shared.tell_debts(None, left).await {
                     Ok(true) => {}
                     Ok(false) => {
                         // The background task may be telling some.

@@ -17,19 +17,10 @@ use super::keep::Kept;
 use super::registry::Entry;
 use super::run::run;
 use super::seats::{Next, Seats};
-use super::shared::{Patience, Shared, Subject};
+use super::shared::{Shared, Subject};
 use crate::identity::Key;
 use crate::record::{ClaimOutcome, Origin, Seen, SettleOutcome, Verdict};
 use crate::store::StoreError;
-
-/// How long one may wait.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Limits<'a> {
-    /// As long as the settings say.
-    Bounded,
-    /// Until it is stopped.
-    Until(&'a CancellationToken),
-}
 
 /// Why a message was not finished.
 #[derive(Debug)]
@@ -43,8 +34,6 @@ pub(super) enum Halt<E> {
     Conflict {
         first: Seen,
     },
-    /// Stopped while waiting.
-    Stopped,
 }
 
 impl<E: HandlerError> Halt<E> {
@@ -55,7 +44,6 @@ impl<E: HandlerError> Halt<E> {
             Self::LeaseLost(failure) => HandleError::LeaseLost(failure),
             Self::Store { stage, error } => HandleError::Store { stage, error },
             Self::Conflict { first } => HandleError::Conflict { at: At(origin), first },
-            Self::Stopped => HandleError::NotBegun,
         }
     }
 }
@@ -64,7 +52,6 @@ impl<E: HandlerError> Halt<E> {
 pub(super) async fn handle_one<T, E, F, Fut>(
     shared: &Arc<Shared>,
     subject: Subject,
-    limits: Limits<'_>,
     mut handler: F,
 ) -> Result<Done<T, E>, Halt<E>>
 where
@@ -73,7 +60,7 @@ where
     F: FnMut(Claim) -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
-    let mut one = One::new(shared, subject, limits);
+    let mut one = One::new(shared, subject);
     loop {
         let claim = match one.begin().await? {
             Begun::Run(claim) => claim,
@@ -116,7 +103,6 @@ where
 /// One message on its way.
 struct One<'a> {
     shared: &'a Arc<Shared>,
-    limits: Limits<'a>,
     /// The message, if it has a record.
     seats: Seats,
     /// The key and the attempts begun, if it has none.
@@ -141,7 +127,7 @@ const FIRST_LOOK: Duration = Duration::from_millis(20);
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
 impl<'a> One<'a> {
-    fn new(shared: &'a Arc<Shared>, subject: Subject, limits: Limits<'a>) -> Self {
+    fn new(shared: &'a Arc<Shared>, subject: Subject) -> Self {
         let mut seats = Seats::new(shared, 0);
         let bare = match subject {
             Subject::Known(sighting) => {
@@ -153,34 +139,17 @@ impl<'a> One<'a> {
                 Some((key, 0))
             }
         };
-        Self { shared, limits, seats, bare, pause: None, waiting: None }
+        Self { shared, seats, bare, pause: None, waiting: None }
     }
 
-    fn patience(&self) -> Patience<'a> {
-        match self.limits {
-            Limits::Bounded => Patience::For(self.shared.config.store_patience),
-            Limits::Until(stop) => Patience::Until(stop),
-        }
-    }
-
-    /// Whether a message that is not due may be waited for.
-    fn may_wait(&self) -> bool {
-        matches!(self.limits, Limits::Until(_)) || self.shared.config.retry.is_in_place()
-    }
-
-    async fn sleep<E>(&self, time: Duration) -> Result<(), Halt<E>> {
-        let sleep = tokio::time::sleep(time);
-        match self.limits {
-            Limits::Bounded => sleep.await,
-            Limits::Until(stop) => stop.run_until_cancelled(sleep).await.ok_or(Halt::Stopped)?,
-        }
-        Ok(())
+    fn patience(&self) -> Duration {
+        self.shared.config.store_patience
     }
 
     /// Gets the message to where its handler may run, or is not needed.
     async fn begin<E>(&mut self) -> Result<Begun, Halt<E>> {
         if let Some(pause) = self.pause.take() {
-            self.sleep(pause).await?;
+            tokio::time::sleep(pause).await;
         }
         let Some(key) = self.seats.sighting(0).map(|sighting| sighting.key) else {
             let (key, attempts) = self.bare.as_mut().map_or((Key::from_bytes([0; 16]), 1), |(key, attempts)| {
@@ -190,29 +159,24 @@ impl<'a> One<'a> {
             return Ok(Begun::Run(Claim::bare(key, attempts)));
         };
         loop {
-            if let Limits::Until(stop) = self.limits
-                && stop.is_cancelled()
-            {
-                return Err(Halt::Stopped);
-            }
             match self.shared.registry.enter(key) {
                 Entry::Entered => self.seats.entered(0),
                 Entry::Busy(latch) => {
-                    if !self.wait_for(latch).await? {
+                    if !self.wait_for(latch).await {
                         return Ok(Begun::InFlight { remaining: Duration::ZERO });
                     }
                     continue;
                 }
                 Entry::Owed => {
                     let told = self.shared.tell_debts(Some(key), self.patience()).await;
-                    told.map_err(|error| self.store_failed(Stage::Settle, error))?;
+                    told.map_err(|error| Halt::Store { stage: Stage::Settle, error })?;
                     continue;
                 }
             }
             match self.claim(key).await? {
-                Some(Begun::InFlight { remaining }) if self.look_again(remaining).await? => {}
-                Some(Begun::NotDue { remaining }) if self.may_wait() => {
-                    self.sleep(remaining.max(Duration::from_millis(1))).await?;
+                Some(Begun::InFlight { remaining }) if self.look_again(remaining).await => {}
+                Some(Begun::NotDue { remaining }) if self.shared.config.retry.is_in_place() => {
+                    tokio::time::sleep(remaining.max(Duration::from_millis(1))).await;
                 }
                 Some(begun) => return Ok(begun),
                 None => {}
@@ -228,7 +192,7 @@ impl<'a> One<'a> {
             Ok(mut outcomes) => outcomes.pop(),
             Err(error) => {
                 self.seats.leave(&[0]);
-                return Err(self.store_failed(Stage::Claim, error));
+                return Err(Halt::Store { stage: Stage::Claim, error });
             }
         };
         let Some(ClaimOutcome::Acquired(grant)) = outcome else {
@@ -271,34 +235,22 @@ impl<'a> One<'a> {
     }
 
     /// Waits for a message in another hand of this process. `false` if that may not take any longer.
-    async fn wait_for<E>(&mut self, latch: CancellationToken) -> Result<bool, Halt<E>> {
+    async fn wait_for(&mut self, latch: CancellationToken) -> bool {
         let (began, _) = self.wait_began();
-        match self.limits {
-            Limits::Bounded => {
-                let end = began + self.shared.config.wait_in_flight;
-                Ok(tokio::time::timeout_at(end, latch.cancelled()).await.is_ok())
-            }
-            Limits::Until(stop) => {
-                stop.run_until_cancelled(latch.cancelled()).await.ok_or(Halt::Stopped)?;
-                Ok(true)
-            }
-        }
+        let end = began + self.shared.config.wait_in_flight;
+        tokio::time::timeout_at(end, latch.cancelled()).await.is_ok()
     }
 
     /// Waits for a message that another owner holds. `false` if that may not take any longer.
-    async fn look_again<E>(&mut self, remaining: Duration) -> Result<bool, Halt<E>> {
+    async fn look_again(&mut self, remaining: Duration) -> bool {
         let (began, step) = self.wait_began();
         self.waiting = Some((began, (step * 2).min(LAST_LOOK)));
-        let mut wait = remaining.max(Duration::from_millis(1)).min(step);
-        if let Limits::Bounded = self.limits {
-            let left = self.shared.config.wait_in_flight.saturating_sub(began.elapsed());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            wait = wait.min(left);
+        let left = self.shared.config.wait_in_flight.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return false;
         }
-        self.sleep(wait).await?;
-        Ok(true)
+        tokio::time::sleep(remaining.max(Duration::from_millis(1)).min(step).min(left)).await;
+        true
     }
 
     fn wait_began(&mut self) -> (Instant, Duration) {
@@ -312,7 +264,7 @@ impl<'a> One<'a> {
     async fn failed<E>(&mut self, class: ErrorClass) -> Result<Next, Halt<E>> {
         if self.has_claim() {
             let next = self.seats.fail(0, class, self.patience()).await;
-            return next.map_err(|error| self.store_failed(Stage::Settle, error));
+            return next.map_err(|error| Halt::Store { stage: Stage::Settle, error });
         }
         self.shared.counters.failed.one();
         let Some((_, attempt)) = self.bare else {
@@ -330,13 +282,6 @@ impl<'a> One<'a> {
 
     async fn settle<E>(&mut self, verdict: Verdict) -> Result<SettleOutcome, Halt<E>> {
         let settled = self.seats.settle_one(0, verdict, self.patience()).await;
-        settled.map_err(|error| self.store_failed(Stage::Settle, error))
-    }
-
-    fn store_failed<E>(&self, stage: Stage, error: StoreError) -> Halt<E> {
-        match self.limits {
-            Limits::Until(stop) if stop.is_cancelled() && error.is_retryable() => Halt::Stopped,
-            _ => Halt::Store { stage, error },
-        }
+        settled.map_err(|error| Halt::Store { stage: Stage::Settle, error })
     }
 }

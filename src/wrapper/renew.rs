@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::claim::Hold;
-use super::shared::{Patience, Shared, pause};
+use super::shared::{Shared, pause};
 use crate::record::{Extend, ExtendOutcome};
 use crate::store::{Batch, Gathered};
 
@@ -226,7 +226,7 @@ async fn tell(shared: &Shared) {
     }
     loop {
         // Bounded, since leases have to be renewed meanwhile.
-        let telling = shared.tell_debts(None, Patience::For(Duration::ZERO));
+        let telling = shared.tell_debts(None, Duration::ZERO);
         let told = tokio::time::timeout(shared.terms.lease / 6, telling).await;
         let mut inner = shared.renewal.open();
         match told {

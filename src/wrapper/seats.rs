@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::claim::{Claim, Hold, Slot};
 use super::class::ErrorClass;
 use super::registry;
-use super::shared::{Patience, Shared};
+use super::shared::Shared;
 use crate::record::{Grant, Settle, SettleOutcome, Sighting, Verdict};
 use crate::store::{Ask, Batch, Keyed, StoreError};
 
@@ -53,11 +53,6 @@ impl Seats {
         Self { shared: Arc::clone(shared), list: Vec::with_capacity(capacity) }
     }
 
-    /// How many places there are.
-    pub(super) fn len(&self) -> usize {
-        self.list.len()
-    }
-
     /// Adds a message that is not in hand.
     pub(super) fn push(&mut self, sighting: Sighting) {
         self.list.push(Some(Seat::new(sighting)));
@@ -84,14 +79,6 @@ impl Seats {
     /// The message at a place.
     pub(super) fn sighting(&self, at: usize) -> Option<&Sighting> {
         self.seat(at).map(|seat| &seat.sighting)
-    }
-
-    /// The place of an earlier message with the same key that is in hand, and that message.
-    pub(super) fn twin_of(&self, at: usize) -> Option<(usize, &Sighting)> {
-        let key = self.sighting(at)?.key;
-        let is_twin = |seat: &Seat| seat.sighting.key == key && !matches!(seat.phase, Phase::Out);
-        let mut earlier = self.list.iter().take(at).enumerate().filter_map(|(at, seat)| Some((at, seat.as_ref()?)));
-        earlier.find(|(_, seat)| is_twin(seat)).map(|(at, seat)| (at, &seat.sighting))
     }
 
     /// Notes that the registry let a message in.
@@ -163,11 +150,6 @@ impl Seats {
     /// The claimed messages from `from` on whose handlers have not begun.
     pub(super) fn unbegun(&self, from: usize) -> Vec<usize> {
         self.places(from, |phase| matches!(phase, Phase::Unbegun))
-    }
-
-    /// The messages from `from` on that are entered and not claimed.
-    pub(super) fn unclaimed(&self, from: usize) -> Vec<usize> {
-        self.places(from, |phase| matches!(phase, Phase::Entered))
     }
 
     fn places(&self, from: usize, wanted: impl Fn(&Phase) -> bool) -> Vec<usize> {
@@ -260,13 +242,18 @@ impl Seats {
         &mut self,
         at: usize,
         class: ErrorClass,
-        patience: Patience<'_>,
+        patience: Duration,
     ) -> Result<Next, StoreError> {
         let shared = Arc::clone(&self.shared);
         shared.counters.failed.one();
         let attempt = self.attempt(at);
         let fatal = class == ErrorClass::Fatal;
-        let verdict = if fatal { Verdict::Dead } else { shared.failed(attempt) };
+        let down = class == ErrorClass::Unavailable && !shared.config.retry.is_in_place();
+        let verdict = match class {
+            ErrorClass::Fatal => Verdict::Dead,
+            _ if down => Verdict::Released,
+            _ => shared.failed(attempt),
+        };
         let pause = match &verdict {
             Verdict::Failed { retry_in, .. } => *retry_in,
             _ => Duration::ZERO,
@@ -278,7 +265,7 @@ impl Seats {
         } else {
             self.settle_one(at, verdict, patience).await? == SettleOutcome::Refused
         };
-        let next = shared.next(attempt, fatal, taken, pause);
+        let next = if down && !taken { Next::GivenBack } else { shared.next(attempt, fatal, taken, pause) };
         tracing::debug!(attempt, ?class, ?next, "an attempt failed");
         Ok(next)
     }
@@ -288,7 +275,7 @@ impl Seats {
         &mut self,
         at: usize,
         verdict: Verdict,
-        patience: Patience<'_>,
+        patience: Duration,
     ) -> Result<SettleOutcome, StoreError> {
         self.over(at, verdict);
         let (settles, places) = self.settles([at]);

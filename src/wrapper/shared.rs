@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::builder::{BuildError, Mode, Settings};
 use super::claim::Hold;
@@ -46,13 +45,6 @@ pub(super) enum Subject {
     Known(Sighting),
     /// It has none, for want of an identity or since nothing is remembered; the key is for the handler to hand on.
     Bare { key: Key, anonymous: bool },
-}
-
-/// For how long a store that cannot be reached is asked again.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Patience<'a> {
-    For(Duration),
-    Until(&'a CancellationToken),
 }
 
 type Answer<'a, O> = Pin<Box<dyn Future<Output = Result<Vec<O>, StoreError>> + Send + 'a>>;
@@ -185,7 +177,7 @@ impl Shared {
     pub(super) async fn claim(
         &self,
         asks: &Batch<Ask>,
-        patience: Patience<'_>,
+        patience: Duration,
     ) -> Result<Vec<ClaimOutcome>, StoreError> {
         self.ask("claim", asks.len(), patience, || self.store.claim(&self.terms, asks)).await
     }
@@ -194,13 +186,13 @@ impl Shared {
     pub(super) async fn settle(
         &self,
         settles: &Batch<Settle>,
-        patience: Patience<'_>,
+        patience: Duration,
     ) -> Result<Vec<SettleOutcome>, StoreError> {
         self.ask("settle", settles.len(), patience, || self.store.settle(settles)).await
     }
 
     /// Tells the store what is owed, `first` before all. `Ok(false)` if there was nothing to tell.
-    pub(super) async fn tell_debts(&self, first: Option<Key>, patience: Patience<'_>) -> Result<bool, StoreError> {
+    pub(super) async fn tell_debts(&self, first: Option<Key>, patience: Duration) -> Result<bool, StoreError> {
         let Some(telling) = self.registry.tell(first, CLAIMS) else { return Ok(false) };
         let outcomes = self.settle(&telling.batch, patience).await?;
         let count = |wanted: SettleOutcome| outcomes.iter().filter(|outcome| **outcome == wanted).count() as u64;
@@ -212,12 +204,12 @@ impl Shared {
         Ok(true)
     }
 
-    /// Asks until there is an answer, the store refuses, or patience ends.
+    /// Asks until there is an answer, the store refuses, or so much time has passed.
     async fn ask<'a, O>(
         &'a self,
         operation: &'static str,
         expected: usize,
-        patience: Patience<'_>,
+        patience: Duration,
         call: impl Fn() -> Answer<'a, O>,
     ) -> Result<Vec<O>, StoreError> {
         let began = Instant::now();
@@ -234,19 +226,10 @@ impl Shared {
             if !error.is_retryable() {
                 return Err(error);
             }
-            match patience {
-                Patience::For(longest) => {
-                    if began.elapsed() + delay >= longest {
-                        return Err(error);
-                    }
-                    tokio::time::sleep(delay).await;
-                }
-                Patience::Until(stop) => {
-                    if stop.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
-                        return Err(error);
-                    }
-                }
+            if began.elapsed() + delay >= patience {
+                return Err(error);
             }
+            tokio::time::sleep(delay).await;
         }
     }
 
