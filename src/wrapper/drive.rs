@@ -163,8 +163,11 @@ pub trait Records: Send + Sync + 'static {
     /// Lets a message go, wherever it is. What the store has not heard is owed to it.
     fn put_down(&self, state: Self::State);
 
-    /// What the store and handlers know the message by.
+    /// What the store knows the message by; `None` if it has no record.
     fn key(&self, state: &Self::State) -> Option<Key>;
+
+    /// Attempts that the store counted of a message that it has as dead.
+    fn attempts(&self, state: &Self::State) -> Option<u32>;
 
     /// Why a message may not be passed.
     fn explain(&self, message: &dyn MessageView, state: &Self::State, cause: Cause, last: Option<&Fault>)
@@ -262,6 +265,10 @@ impl Records for Nobody {
     fn put_down(&self, (): ()) {}
 
     fn key(&self, (): &()) -> Option<Key> {
+        None
+    }
+
+    fn attempts(&self, (): &()) -> Option<u32> {
         None
     }
 

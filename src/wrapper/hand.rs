@@ -37,6 +37,8 @@ pub struct InHand {
     first: Option<Box<Seen>>,
     /// The claim that was settled before the handler runs.
     spent: Option<Box<Claim>>,
+    /// The store has it as dead, after so many attempts.
+    dead_after: Option<u32>,
 }
 
 enum What {
@@ -47,7 +49,7 @@ enum What {
 
 impl InHand {
     const fn new(what: What) -> Self {
-        Self { what, waited: false, took_over: false, first: None, spent: None }
+        Self { what, waited: false, took_over: false, first: None, spent: None, dead_after: None }
     }
 
     const fn seat(&mut self) -> Option<&mut Seat> {
@@ -112,7 +114,10 @@ impl Once {
                 Answer::InFlight { remaining }
             }
             ClaimOutcome::NotDue { remaining } => Answer::NotDue { remaining },
-            ClaimOutcome::Dead { .. } => Answer::Dead,
+            ClaimOutcome::Dead { attempts } => {
+                state.dead_after = Some(attempts);
+                Answer::Dead
+            }
             ClaimOutcome::Conflict { first } => {
                 self.shared.counters.conflicts.one();
                 tracing::debug!(first = ?first.origin, "a conflict: the identity was used by another message");
@@ -415,9 +420,12 @@ impl Records for Once {
     fn key(&self, state: &InHand) -> Option<Key> {
         match &state.what {
             What::Known(seat) => Some(seat.sighting.key),
-            What::Bare(key) => Some(*key),
-            What::Refused(_) => None,
+            What::Bare(_) | What::Refused(_) => None,
         }
+    }
+
+    fn attempts(&self, state: &InHand) -> Option<u32> {
+        state.dead_after
     }
 
     fn explain(

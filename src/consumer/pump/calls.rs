@@ -158,7 +158,7 @@ impl<H: Drive> Pump<H> {
                     message: entry.message.clone(),
                     cause: *cause,
                     fault: trouble.map(|trouble| trouble.last.clone()),
-                    attempts: (entry.attempt > 0).then_some(entry.attempt),
+                    attempts: records.attempts(&entry.state).or((entry.attempt > 0).then_some(entry.attempt)),
                     first_at: trouble.map(|trouble| trouble.first_at),
                     last_at: trouble.map(|trouble| trouble.last_at),
                     key: records.key(&entry.state),
