@@ -11,10 +11,18 @@ const LAST_LOOK: Time = Time::from_secs(1);
 /// How long a suspect waits for what runs, and others for a suspect that runs.
 const ALONE: Time = Time::from_secs(5);
 
-/// How many messages may be claimed: for handlers that are free, and ahead of those that are not yet.
+/// How many messages may be claimed: for handlers that are free, ahead of those that are not yet, and in all.
 struct Room {
     free: usize,
     ahead: usize,
+    most: usize,
+}
+
+impl Room {
+    /// So many, wherever they are.
+    const fn any(most: usize) -> Self {
+        Self { free: most, ahead: most, most }
+    }
 }
 
 impl Engine {
@@ -31,6 +39,7 @@ impl Engine {
         if self.bare || room.free > 0 || room.ahead > 0 {
             self.ask_idle(&mut room, &mut asked, commands);
         }
+        room.ahead = room.ahead.min(room.most.saturating_sub(asked.len()));
         if self.bare || room.ahead > 0 {
             self.ask_busy(&mut room, &mut asked, commands);
         }
@@ -40,7 +49,7 @@ impl Engine {
         }
     }
 
-    /// First those that a free handler can begin at once: one (or one call's worth) of each lane where nothing is going on, and what has no lane.
+    /// First those that a free handler can begin at once: one (or one call's worth) of each lane whose first is not claimed, and what has no lane.
     fn ask_idle(&mut self, room: &mut Room, asked: &mut Vec<Ticket>, commands: &mut Vec<Command>) {
         let per_call = self.config.batch.unwrap_or(1).max(1);
         for _ in 0..self.filed.len() {
@@ -50,13 +59,19 @@ impl Engine {
             let Some(id) = self.filed.pop_front() else { break };
             let Some(lane) = self.lanes.get_mut(id) else { continue };
             lane.filed = false;
-            if lane.active == 0 && lane.has_claimable() {
+            let has_claimable = lane.has_claimable();
+            if has_claimable && self.lanes.begins_with_pending(id, &self.table) {
                 self.take_from(id, &mut room.free, asked, commands, per_call);
             }
             self.file(id);
         }
         while let Some(ticket) = self.queue.front().copied() {
-            let budget = if room.free > 0 { &mut room.free } else { &mut room.ahead };
+            let mut none = 0;
+            let budget = match room {
+                Room { free, .. } if *free > 0 => free,
+                Room { ahead, most, .. } if asked.len() < *most => ahead,
+                Room { .. } => &mut none,
+            };
             if !self.take(ticket, budget, asked, commands) {
                 break;
             }
@@ -145,27 +160,26 @@ impl Engine {
 
     /// How many messages may be claimed now.
     fn room(&self, now: Time) -> Room {
-        let none = Room { free: 0, ahead: 0 };
         if self.asking || self.store.is_open(now) || self.downstream.is_open(now) {
-            return none;
+            return Room::any(0);
         }
         if self.config.max_attempts <= 1 && !self.config.settle_first {
             // A crash would use up the only attempt of all that were claimed together.
-            return Room { free: usize::from(self.in_hand == 0), ahead: 0 };
+            return Room::any(usize::from(self.hands.is_empty()));
         }
         if self.store.is_tripped() {
-            return Room { free: 1, ahead: 0 };
+            return Room::any(1);
         }
         if self.downstream.is_tripped() {
-            return Room { free: usize::from(self.running == 0 && self.ready == 0), ahead: 0 };
+            return Room::any(usize::from(self.running == 0));
         }
         let claims = self.config.claims.max(1);
         let per_call = self.config.batch.unwrap_or(1).max(1);
+        // What could be started was: what is ready lies behind others in its lane, or all handlers are busy.
         let free = self.config.concurrency.saturating_sub(self.running).saturating_mul(per_call);
-        // What is ready counts against both: first it takes the free handlers.
-        let ahead = self.pace.ahead().saturating_sub(self.ready.saturating_sub(free));
-        let free = free.saturating_sub(self.ready).min(claims);
-        Room { free, ahead: ahead.min(claims - free) }
+        let free = free.saturating_sub(self.firsts).min(claims);
+        let ahead = self.pace.ahead().saturating_sub(self.ready + self.firsts);
+        Room { free, ahead: ahead.min(claims - free), most: claims }
     }
 
     /// Whether a message waits for another one with the same identity that is in hand; notes it in hand if not.

@@ -10,17 +10,16 @@ const CHAIN: usize = 512;
 
 impl Engine {
     /// Starts handlers, as many as may run.
-    pub(super) fn start(&mut self, now: Time, commands: &mut Vec<Command>) {
-        let mut starts = Vec::new();
+    pub(super) fn start(&mut self, now: Time, starts: &mut Vec<Start>) {
         while self.running < self.config.concurrency.max(1) && self.may_start(now) {
             let chain = self.open_chain(now);
             let began = starts.len();
             match self.config.batch {
                 Some(most) => {
-                    while starts.len() - began < most.max(1) && self.start_next(chain, began, most, &mut starts) {}
+                    while starts.len() - began < most.max(1) && self.start_next(chain, began, most, starts) {}
                 }
                 None => {
-                    self.start_next(chain, began, CHAIN, &mut starts);
+                    self.start_next(chain, began, CHAIN, starts);
                 }
             }
             if starts.len() == began {
@@ -32,9 +31,6 @@ impl Engine {
                 chain.left = chain.count;
             }
             self.running += 1;
-        }
-        if !starts.is_empty() {
-            commands.push(Command::Run(starts));
         }
     }
 

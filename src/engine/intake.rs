@@ -162,7 +162,9 @@ impl Engine {
             return;
         }
         for mut drain in std::mem::take(&mut self.drains) {
-            drain.parts.retain(|at| self.part(*at).is_some());
+            // A place may have been given to another assignment since.
+            let is_it = |epoch| drain.kind == DrainKind::Close || drain.epochs.contains(&epoch);
+            drain.parts.retain(|at| self.part(*at).is_some_and(|part| is_it(part.frontier.epoch())));
             let done = drain.parts.iter().all(|at| self.part(*at).is_none_or(|part| part.in_hand == 0));
             if !done && now < drain.by {
                 self.drains.push(drain);

@@ -94,11 +94,19 @@ impl Lanes {
         {
             lane.members.pop_front();
         }
-        if lane.running || lane.listed {
-            return false;
-        }
+        !lane.listed && self.first(id, table) == Some(Phase::Ready)
+    }
+
+    /// Whether nothing of a lane can go on before its first pending member is claimed.
+    pub(super) fn begins_with_pending(&self, id: u32, table: &Table) -> bool {
+        self.get(id).is_some_and(|lane| lane.active == 0) || self.first(id, table) == Some(Phase::Queued)
+    }
+
+    /// Where the first of a lane is that waits for nobody, unless a chain of the lane runs.
+    fn first(&self, id: u32, table: &Table) -> Option<Phase> {
+        let lane = self.get(id).filter(|lane| !lane.running)?;
         let waits = |member: &&Member| !member.is_passed(table, id) && !is_passable(table, member);
-        lane.members.iter().find(waits).is_some_and(|member| table.phase(member.ticket) == Phase::Ready)
+        lane.members.iter().find(waits).map(|member| table.phase(member.ticket))
     }
 }
 

@@ -162,8 +162,9 @@ pub struct Engine {
     startable: VecDeque<u32>,
     loose: VecDeque<Ticket>,
     running: usize,
-    /// Messages whose handlers may begin, or may once they are settled, and those in hand at all.
+    /// Messages in [`Phase::Ready`], in [`Phase::First`], and in hand at all.
     ready: usize,
+    firsts: usize,
     in_hand: usize,
     suspects: VecDeque<Ticket>,
     /// Suspects whose claims are being given back.
@@ -217,6 +218,7 @@ impl Engine {
             loose: VecDeque::new(),
             running: 0,
             ready: 0,
+            firsts: 0,
             in_hand: 0,
             suspects: VecDeque::new(),
             suspected: 0,
@@ -266,8 +268,14 @@ impl Engine {
     /// Does all that can be done now.
     fn go_on(&mut self, now: Time, commands: &mut Vec<Command>) {
         self.unpark(now);
+        // Claims leave first, to be on their way while handlers run; how many depends on what can be started.
+        let mut starts = Vec::new();
+        self.start(now, &mut starts);
         self.ask(now, commands);
-        self.start(now, commands);
+        self.start(now, &mut starts);
+        if !starts.is_empty() {
+            commands.push(Command::Run(starts));
+        }
         if !self.letters.is_empty() {
             commands.push(Command::DeadLetter(std::mem::take(&mut self.letters)));
         }
@@ -356,7 +364,7 @@ impl Engine {
             unfinished: partitions.iter().map(|state| state.unfinished).sum(),
             partitions,
             running: self.running,
-            claimed: self.ready,
+            claimed: self.ready + self.firsts,
             parked: self.waiting,
             store_down: self.store.is_tripped(),
             downstream_down: self.downstream.is_tripped(),
@@ -396,8 +404,8 @@ impl Engine {
             (true, false) => self.count_in_hand(at, -1),
             _ => {}
         }
-        let ready = |phase| matches!(phase, Phase::Ready | Phase::First);
-        self.ready = self.ready + usize::from(ready(phase)) - usize::from(ready(before));
+        self.ready = self.ready + usize::from(phase == Phase::Ready) - usize::from(before == Phase::Ready);
+        self.firsts = self.firsts + usize::from(phase == Phase::First) - usize::from(before == Phase::First);
         let waits = |phase| matches!(phase, Phase::Parked | Phase::Unlettered(_));
         self.waiting = self.waiting + usize::from(waits(phase)) - usize::from(waits(before));
     }

@@ -107,6 +107,8 @@ impl Partition {
     pub(super) fn flow(&mut self, now: Time, config: &Config, is_down: bool) -> Option<bool> {
         let unfinished = self.frontier.unfinished();
         let span = self.frontier.span();
+        // Something has to come in to try with whether it is back.
+        let is_down = is_down && unfinished > 0;
         let full = is_down || unfinished >= config.partition_messages || span >= config.span;
         match self.intake {
             Intake::Paused => {
