@@ -58,8 +58,8 @@ struct One {
     /// Its effect happened at least once, and its handler said so.
     handled: bool,
     lettered: bool,
-    /// The assignment in which its handler came through last, plus 1.
-    through: u32,
+    /// Processes in which its handler came through.
+    through: Vec<u32>,
     /// The attempt that it was claimed for last.
     attempt: u32,
     /// The assignment in which its handler failed for the last time, plus 1.
@@ -274,7 +274,6 @@ impl Checker {
             (Order::Key, Some(lane)) => lane as usize,
             _ => return Ok(()),
         };
-        let policy = self.policies[process as usize];
         loop {
             let Some(first) = self.epochs[epoch as usize].lanes.get(lane).and_then(|lane| lane.front()).copied() else {
                 return broken("order", format!("message {message} begins after one behind it in its lane"));
@@ -287,7 +286,7 @@ impl Checker {
                 return self.behind(plan, process, message, epoch, call, lane);
             }
             let running = self.runs_in(first, process, epoch);
-            let through = self.is_over(plan, first, epoch, policy);
+            let through = self.is_over(plan, first, (process, call, epoch));
             if running || !through {
                 return broken("order", format!("message {message} begins before {first}, which lies before it in its lane"));
             }
@@ -297,13 +296,12 @@ impl Checker {
 
     /// The slow way, for messages of one lane in one batch.
     fn behind(&self, plan: &Plan, process: u32, message: u32, epoch: u32, call: u32, lane: usize) -> Checked {
-        let policy = self.policies[process as usize];
         for before in &self.epochs[epoch as usize].lanes[lane] {
             if *before == message {
                 return Ok(());
             }
             let own = &self.messages[*before as usize];
-            let through = self.is_over(plan, *before, epoch, policy);
+            let through = self.is_over(plan, *before, (process, call, epoch));
             if !own.running.contains(&(process, call, epoch)) && (!through || self.runs_in(*before, process, epoch)) {
                 return broken("order", format!("message {message} begins before {before}, which lies before it in its lane"));
             }
@@ -312,14 +310,19 @@ impl Checker {
     }
 
     /// Whether those behind a message may begin: its handler came through, or it was given up.
-    fn is_over(&self, plan: &Plan, message: u32, epoch: u32, policy: Policy) -> bool {
+    fn is_over(&self, plan: &Plan, message: u32, (process, call, epoch): (u32, u32, u32)) -> bool {
+        let policy = self.policies[process as usize];
         let own = &self.messages[message as usize];
         // Given up, and its letter is written: what the store is to hear of it decides nothing any more.
         let given_up = own.given_up == epoch + 1 && (policy.on_dead == OnDead::Record || own.lettered);
-        // A copy before it in the lane came through: this one will come out as a duplicate of that.
-        let came_through = |twin: &u32| self.messages[*twin as usize].through == epoch + 1;
-        let copied = plan.mode == Mode::Dedup && plan.twins(message).iter().take_while(|twin| **twin < message).any(came_through);
-        own.through == epoch + 1 || given_up || copied || self.is_through(plan, message, policy)
+        // A copy before it in the lane came through, is given up, or goes into the same call: this one will come out as that does.
+        let comes_out = |twin: &u32| {
+            let twin = &self.messages[*twin as usize];
+            let given_up = twin.given_up == epoch + 1 && (policy.on_dead == OnDead::Record || twin.lettered);
+            twin.through.contains(&process) || given_up || twin.running.contains(&(process, call, epoch))
+        };
+        let copied = plan.mode == Mode::Dedup && plan.twins(message).iter().take_while(|twin| **twin < message).any(comes_out);
+        own.through.contains(&process) || given_up || copied || self.is_through(plan, message, policy)
     }
 
     fn runs(&self, message: u32, process: u32) -> bool {
@@ -362,7 +365,7 @@ impl Checker {
         own.running.retain(|(by, _, of)| (*by, *of) != (process, epoch));
         own.ended = Some(how);
         if matches!(how, Ended::Succeeded | Ended::Passed) || plan.config.settle_first {
-            own.through = epoch + 1;
+            own.through.push(process);
         }
         own.handled |= how == Ended::Succeeded;
         if how == Ended::Fatal || (how == Ended::Failed && own.attempt >= plan.config.max_attempts) {
