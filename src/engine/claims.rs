@@ -171,7 +171,7 @@ impl Engine {
             return Room::any(1);
         }
         if self.downstream.is_tripped() {
-            return Room::any(usize::from(self.running == 0));
+            return Room::any(usize::from(self.running == 0 && self.firsts == 0));
         }
         let claims = self.config.claims.max(1);
         let per_call = self.config.batch.unwrap_or(1).max(1);
