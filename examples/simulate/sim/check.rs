@@ -62,8 +62,8 @@ struct One {
     through: Vec<u32>,
     /// The attempt that it was claimed for last.
     attempt: u32,
-    /// The assignment in which its handler failed for the last time, plus 1.
-    given_up: u32,
+    /// Processes in which its handler failed for the last time.
+    given_up: Vec<u32>,
     /// Where it runs: process, call, assignment.
     running: Vec<(u32, u32, u32)>,
     /// Its handler began under the claim held.
@@ -137,7 +137,7 @@ impl Checker {
             }
             What::Over { epoch, .. } => self.epochs[epoch as usize].over = true,
             What::Delivered { message, epoch } => self.delivered(plan, message, epoch),
-            What::Claimed { message, attempt, took_over } => self.claimed(plan, message, attempt, took_over),
+            What::Claimed { message, attempt, took_over, again } => self.claimed(plan, message, attempt, took_over, again),
             What::FoundDead { message } => self.found_dead(plan, message),
             What::Called { running, .. } if running as usize > plan.config.concurrency => {
                 return broken("concurrency", format!("{running} handler calls run at once, {} may", plan.config.concurrency));
@@ -182,9 +182,10 @@ impl Checker {
         lanes[lane].push_back(message);
     }
 
-    fn claimed(&mut self, plan: &Plan, message: u32, attempt: u32, took_over: bool) {
+    fn claimed(&mut self, plan: &Plan, message: u32, attempt: u32, took_over: bool, again: bool) {
         let own = &mut self.messages[message as usize];
-        (own.attempt, own.begun) = (attempt, false);
+        own.attempt = attempt;
+        own.begun &= again;
         let one = &plan.messages[message as usize];
         let Some(identity) = one.identity else { return };
         let known = &mut self.known[identity as usize];
@@ -314,14 +315,14 @@ impl Checker {
         let policy = self.policies[process as usize];
         let own = &self.messages[message as usize];
         // Given up, and its letter is written: what the store is to hear of it decides nothing any more.
-        let given_up = own.given_up == epoch + 1 && (policy.on_dead == OnDead::Record || own.lettered);
-        // A copy before it in the lane came through, is given up, or goes into the same call: this one will come out as that does.
+        let given_up = own.given_up.contains(&process) && (policy.on_dead == OnDead::Record || own.lettered);
+        // A copy came through here, is given up, or goes into the same call: this one will come out as that does.
         let comes_out = |twin: &u32| {
             let twin = &self.messages[*twin as usize];
-            let given_up = twin.given_up == epoch + 1 && (policy.on_dead == OnDead::Record || twin.lettered);
+            let given_up = twin.given_up.contains(&process) && (policy.on_dead == OnDead::Record || twin.lettered);
             twin.through.contains(&process) || given_up || twin.running.contains(&(process, call, epoch))
         };
-        let copied = plan.mode == Mode::Dedup && plan.twins(message).iter().take_while(|twin| **twin < message).any(comes_out);
+        let copied = plan.mode == Mode::Dedup && plan.twins(message).iter().filter(|twin| **twin != message).any(comes_out);
         own.through.contains(&process) || given_up || copied || self.is_through(plan, message, policy)
     }
 
@@ -369,7 +370,7 @@ impl Checker {
         }
         own.handled |= how == Ended::Succeeded;
         if how == Ended::Fatal || (how == Ended::Failed && own.attempt >= plan.config.max_attempts) {
-            own.given_up = epoch + 1;
+            own.given_up.push(process);
         }
         let Some(identity) = self.record(plan, message) else { return };
         let known = &mut self.known[identity];

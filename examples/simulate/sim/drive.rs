@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use hapax::engine::{Answer, Command, Event, Settled, Ticket, Verdict};
-use hapax::record::{ClaimOutcome, Origin, Sighting, State};
+use hapax::record::{ClaimOutcome, Grant, Origin, Sighting, State};
 
 use super::flaws::DriverFlaw;
 use super::history::{Recorded, What};
@@ -205,16 +205,24 @@ impl World {
         let reach = call.reach;
         for item in &mut call.items[..reach] {
             let sighting = self.sighting(item.message, item.key);
+            let again = self.holds(call.owner, item.key);
             self.store.claim(self.now, call.owner, item, &sighting, false);
-            self.log_claim(call.process, item);
+            self.log_claim(call.process, item, again);
         }
     }
 
-    fn log_claim(&mut self, process: usize, item: &Item) {
+    /// Whether an owner holds the claim of a record.
+    fn holds(&self, owner: u64, key: u32) -> bool {
+        let record = self.store.records[key as usize].as_ref();
+        record.is_some_and(|record| record.owner.get() == owner && matches!(record.state, State::Processing { .. }))
+    }
+
+    fn log_claim(&mut self, process: usize, item: &Item, again: bool) {
         let message = item.message;
         match &item.claim {
             Some(ClaimOutcome::Acquired(grant)) => {
-                self.log(process, What::Claimed { message, attempt: grant.attempt, took_over: grant.took_over });
+                let Grant { attempt, took_over, .. } = *grant;
+                self.log(process, What::Claimed { message, attempt, took_over, again });
             }
             Some(ClaimOutcome::Dead { .. }) => self.log(process, What::FoundDead { message }),
             _ => {}
@@ -229,7 +237,7 @@ impl World {
             if acts {
                 if let Some(write) = item.write.take() {
                     self.store.records[item.key as usize] = Some(write);
-                    self.log_claim(call.process, item);
+                    self.log_claim(call.process, item, false);
                 }
             } else {
                 let sighting = self.sighting(item.message, item.key);

@@ -47,8 +47,8 @@ pub enum What {
     /// Its assignment is over from here on; `lost`: before it could do anything about it.
     Over { epoch: u32, lost: bool },
     Delivered { message: u32, epoch: u32 },
-    /// The store granted a claim.
-    Claimed { message: u32, attempt: u32, took_over: bool },
+    /// The store granted a claim; `again`: the owner held it.
+    Claimed { message: u32, attempt: u32, took_over: bool, again: bool },
     /// The store has the message as dead, its attempts being used up.
     FoundDead { message: u32 },
     /// A handler call began, the process now running so many.

@@ -9,6 +9,7 @@ use hapax::record::Token;
 
 use super::history::Ended;
 use super::plan::Micros;
+use super::world::Happening;
 
 /// No run, no call.
 pub const NONE: u32 = u32::MAX;
@@ -113,6 +114,8 @@ pub struct Process {
     pub config: Config,
     pub alive: bool,
     pub paused_until: Micros,
+    /// What happened while it stood still.
+    pub deferred: Vec<Happening>,
     pub stalled_since: Micros,
     pub stalled_until: Micros,
     /// How far its clock is ahead of the world's.
@@ -146,6 +149,7 @@ impl Process {
             config,
             alive: true,
             paused_until: 0,
+            deferred: Vec::new(),
             stalled_since: 0,
             stalled_until: 0,
             ahead,

@@ -55,6 +55,7 @@ pub enum Happening {
     CommitArrives(u32),
     Fault(u32),
     Produce,
+    Resume,
     Group,
     Start(u32),
     Heal,
@@ -210,14 +211,34 @@ impl World {
             Sent::World(process) => self.happen_outside(process as usize, what),
             Sent::To(process) => {
                 let process = process as usize;
-                let one = &self.processes[process];
+                let one = &mut self.processes[process];
                 if !one.alive {
                     self.forget(&what);
-                } else if self.now < one.paused_until {
-                    self.at(one.paused_until, to, what);
+                } else if self.now < one.paused_until || !one.deferred.is_empty() {
+                    let until = one.paused_until;
+                    one.deferred.push(what);
+                    if one.deferred.len() == 1 {
+                        self.at(until, Sent::World(process as u32), Happening::Resume);
+                    }
                 } else {
                     self.happen_inside(process, what);
                 }
+            }
+        }
+    }
+
+    /// A process that stood still finds all that happened meanwhile, in order.
+    fn resume(&mut self, process: usize) {
+        let until = self.processes[process].paused_until;
+        if self.now < until {
+            self.at(until, Sent::World(process as u32), Happening::Resume);
+            return;
+        }
+        for what in std::mem::take(&mut self.processes[process].deferred) {
+            if self.processes[process].alive {
+                self.happen_inside(process, what);
+            } else {
+                self.forget(&what);
             }
         }
     }
@@ -262,6 +283,7 @@ impl World {
             Happening::CommitArrives(index) => self.commit_arrives(process, index),
             Happening::Fault(at) => self.strike(self.plan.faults[at as usize].1),
             Happening::Produce => self.produce(),
+            Happening::Resume => self.resume(process),
             Happening::Group => {
                 self.look_at_group();
                 self.at(self.now + 300 * MS, Sent::World(0), Happening::Group);
