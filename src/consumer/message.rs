@@ -307,7 +307,11 @@ pub(super) struct Filling {
 impl Filling {
     /// A batch whose bytes are counted at this gate.
     pub(super) fn new(gate: Arc<Gate>) -> Self {
-        Self { content: Content::default(), shelf: Arc::new(Shelf { empty: Mutex::default(), gate }), names: Vec::new() }
+        Self {
+            content: Content::default(),
+            shelf: Arc::new(Shelf { empty: Mutex::default(), gate }),
+            names: Vec::new(),
+        }
     }
 
     /// Copies a message in.

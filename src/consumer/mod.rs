@@ -69,6 +69,7 @@ mod look;
 mod message;
 mod monitor;
 mod observe;
+mod places;
 mod plain;
 mod pump;
 mod redrive;

@@ -1,0 +1,226 @@
+//! Partitions that come and go, and the end: what is waited for, and what is committed last.
+//!
+//! All of it runs on the Kafka thread, most of it inside librdkafka's rebalance callback: as long as that waits, the partitions are ours.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use rdkafka::TopicPartitionList;
+use tracing::{debug, warn};
+
+use super::super::assignment::{Owned, Place};
+use super::super::continuity::{Begin, Discontinuity};
+use super::super::dead_letter::DeadLetter;
+use super::super::letter::LetterError;
+use super::super::link::{Drained, Input};
+use super::super::summary::Summary;
+use super::{Client, Context, End};
+use crate::engine::{Assigned, Position};
+use crate::frontier::Epoch;
+
+/// For how long the pump may answer after the deadline that it was given.
+const MARGIN: Duration = Duration::from_secs(2);
+/// While an answer of the pump is waited for, what it asks for is done this often.
+const SERVE: Duration = Duration::from_millis(20);
+
+impl Context {
+    /// Commits and waits for the broker's answer, but not for ever: librdkafka itself would wait until the coordinator is back.
+    fn commit_and_wait(&self, positions: Vec<Position>) {
+        if positions.is_empty() {
+            return;
+        }
+        let ticket = self.ask(&mut self.lock(), positions, false);
+        let deadline = Instant::now() + self.settings.commit_wait;
+        loop {
+            self.serve();
+            let mut state = self.lock();
+            if state.answered >= ticket {
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.summary.failed_commits += 1;
+                warn!(waited = ?self.settings.commit_wait, "a last commit was not answered; what it was about may be delivered again");
+                return;
+            }
+            drop(state);
+            self.bell.wait(left);
+        }
+    }
+
+    fn margin(&self) -> Duration {
+        // Drain, margin and last commit together have to fit into max.poll.interval.ms.
+        MARGIN.min(self.settings.commit_wait / 5)
+    }
+
+    /// Waits for the pump's answer until a little after `by`; meanwhile does what it asks for.
+    fn wait(&self, drained: &mpsc::Receiver<Drained>, by: Instant) -> Option<Drained> {
+        let deadline = by + self.margin();
+        loop {
+            self.serve();
+            let left = deadline.saturating_duration_since(Instant::now());
+            match drained.recv_timeout(left.min(SERVE)) {
+                Ok(drained) => return Some(drained),
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    warn!("the handlers were not drained in time; nothing is committed for what they finished last");
+                    return None;
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// Partitions are ours from now on. Where they begin is decided first.
+    pub(super) fn assigned(&self, client: &Client, partitions: &TopicPartitionList) {
+        // A regular expression may take it in.
+        let letters = self.settings.dead_letter.as_ref().map(DeadLetter::name);
+        if partitions.elements().iter().any(|element| Some(element.topic()) == letters) {
+            let topic = letters.unwrap_or_default().to_owned();
+            self.lock().end.get_or_insert(End::DeadLetter(LetterError::Loop { topic }));
+            return;
+        }
+        let begins = match self.continuity.before_assign(client, partitions) {
+            Ok(begins) => begins,
+            Err(discontinuity) => return self.refuse(discontinuity),
+        };
+        let elements = partitions.elements();
+        let places = elements.iter().map(|element| (element.topic(), element.partition()));
+        self.begin(places.zip(begins));
+    }
+
+    fn refuse(&self, discontinuity: Discontinuity) {
+        self.lock().end.get_or_insert(End::Discontinuity(discontinuity));
+    }
+
+    /// Begins an epoch of each of these.
+    fn begin<'a>(&self, begins: impl Iterator<Item = ((&'a str, i32), Begin)>) {
+        let assigned: Vec<Assigned> = {
+            let mut state = self.lock();
+            let state = &mut *state;
+            let mut assign = |((topic, partition), begin): ((&str, i32), Begin)| {
+                let (epoch, name, before) = state.assignment.assign(topic, partition);
+                before.iter().for_each(|before| state.summary.delivered_of(before));
+                state.summary.partition(topic, partition).assigned += 1;
+                self.continuity.begin(epoch, topic, partition, &begin);
+                let committed = begin.committed;
+                debug!(topic, partition, epoch = epoch.get(), committed, "assigned");
+                Assigned { topic: name, partition, epoch, committed }
+            };
+            begins.map(&mut assign).collect()
+        };
+        if !assigned.is_empty() {
+            if self.probe.is_on() {
+                let spots: Vec<Place> =
+                    assigned.iter().map(|assigned| (Arc::clone(&assigned.topic), assigned.partition)).collect();
+                self.probe.assigned(&spots);
+            }
+            let _ = self.inputs.send(Input::Assigned(assigned));
+        }
+    }
+
+    /// Where librdkafka stopped since it would have jumped: decides how that goes on.
+    pub(in crate::consumer) fn go_on(&self, client: &Client) {
+        if self.continuity.due().is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        match self.continuity.after_reset(client, || self.finish_in_hand()) {
+            Ok(moved) => self.begin(moved.iter().map(|moved| ((&*moved.topic, moved.partition), moved.begin))),
+            Err(discontinuity) => self.refuse(discontinuity),
+        }
+    }
+
+    /// Waits until all that was delivered is finished, at most for the drain deadline.
+    fn finish_in_hand(&self) {
+        let by = Instant::now() + self.settings.drain;
+        while !self.serve() && self.lock().valve.out() > 0 {
+            let left = by.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            self.bell.wait(left.min(SERVE));
+        }
+    }
+
+    /// Partitions go: finish what runs, commit what is finished. Those that are lost may be somebody else's by now: commit nothing.
+    pub(super) fn revoked(&self, client: &Client, partitions: &TopicPartitionList, lost: bool) {
+        let places: Vec<(String, i32)> =
+            partitions.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
+        let (epochs, gone): (Vec<Epoch>, bool) = {
+            let state = self.lock();
+            (
+                places.iter().filter_map(|(topic, partition)| state.assignment.epoch(topic, *partition)).collect(),
+                state.gone,
+            )
+        };
+        if epochs.is_empty() {
+            return;
+        }
+        // Running handlers of lost partitions go on for a while too: an effect that is half done is better finished and
+        // remembered, under its own token, than dropped and done again. Their results move no frontier.
+        let began = Instant::now();
+        let by = began + self.settings.drain;
+        let (answer, drained) = mpsc::channel();
+        let mut unfinished = 0;
+        let told = !gone && self.inputs.send(Input::Revoke { epochs, lost, by, answer }).is_ok();
+        if told
+            && !lost
+            && let Some(Drained { commit, left }) = self.wait(&drained, by)
+        {
+            unfinished = left as u64;
+            if left > 0 {
+                warn!(left, deadline = ?self.settings.drain, "handlers did not finish in time; they are dropped and delivered again");
+            }
+            self.commit_and_wait(commit);
+        }
+        let (mut paused, mut gone) = (Vec::new(), Vec::new());
+        {
+            let mut state = self.lock();
+            for (topic, partition) in &places {
+                if let Some((epoch, owned)) = state.assignment.revoke(topic, *partition) {
+                    state.summary.delivered_of(&owned);
+                    gone.push((Arc::clone(&owned.topic), owned.partition));
+                    self.continuity.over(epoch);
+                    if owned.paused {
+                        paused.push((owned.topic, owned.partition));
+                    }
+                }
+            }
+        }
+        self.probe.revoked(&gone, lost, unfinished, began.elapsed());
+        // librdkafka would remember the pause, and deliver nothing were the partition to come back.
+        self.resume(client, &paused);
+    }
+
+    /// Ends everything: waits for what runs, commits what is finished, forgets all partitions.
+    pub(in crate::consumer) fn finish(&self, deadline: Duration, lost: bool) {
+        let by = Instant::now() + deadline;
+        let (answer, drained) = mpsc::channel();
+        let gone = {
+            let mut state = self.lock();
+            state.closing = true;
+            state.gone
+        };
+        let told = !gone && self.inputs.send(Input::Close { by, answer }).is_ok();
+        let answer = if told { self.wait(&drained, by) } else { None };
+        let left = answer.as_ref().map_or_else(|| self.lock().valve.out(), |drained| drained.left as u64);
+        if let Some(Drained { commit, .. }) = answer
+            && !lost
+        {
+            self.commit_and_wait(commit);
+        }
+        let mut state = self.lock();
+        state.summary.left = left;
+        for owned in state.assignment.revoke_all() {
+            state.summary.delivered_of(&owned);
+        }
+    }
+}
+
+impl Summary {
+    /// Keeps the count of a partition that goes.
+    fn delivered_of(&mut self, owned: &Owned) {
+        self.partition(&owned.topic, owned.partition).delivered += owned.delivered;
+    }
+}
