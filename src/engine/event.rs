@@ -109,6 +109,8 @@ pub enum Ran {
     Finished(Ending),
     /// Its turn did not come, since one before it in its chain failed or it was halted. Reported together with that, in order.
     NotBegun,
+    /// As its turn came, its lease had run out: another owner may have it, so it did not begin. So it goes for those behind it in its chain.
+    Lost,
     /// It was dropped where it waited, as [`Command::Abort`] said.
     Aborted,
 }

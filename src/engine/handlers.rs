@@ -116,7 +116,7 @@ impl Engine {
                 continue;
             };
             let chain = std::mem::replace(&mut entry.chain, NONE);
-            if how == Ran::NotBegun {
+            if matches!(how, Ran::NotBegun | Ran::Lost) {
                 entry.begun = entry.begun.saturating_sub(1);
             }
             self.ran_one(now, ticket, how, commands);
@@ -146,7 +146,7 @@ impl Engine {
         let Some(entry) = self.table.get(ticket).copied() else { return };
         // Nothing is left to tell the store: there is no record, or it was told before.
         let untold = entry.attempt == 0 || entry.spent;
-        if !matches!(how, Ran::Unavailable { .. } | Ran::NotBegun | Ran::Aborted) {
+        if !matches!(how, Ran::Unavailable { .. } | Ran::NotBegun | Ran::Lost | Ran::Aborted) {
             self.downstream.succeed();
         }
         match how {
@@ -166,10 +166,11 @@ impl Engine {
                 self.put_back(now, ticket, wait, untold);
             }
             Ran::NotBegun if self.is_live(ticket) && !self.is_blocked(ticket) => self.make_ready(ticket),
-            Ran::NotBegun => self.put_back(now, ticket, Time::ZERO, untold),
+            Ran::NotBegun | Ran::Lost => self.put_back(now, ticket, Time::ZERO, untold),
             // Its effect may have happened: the attempt counts.
             Ran::Aborted if untold && entry.spent => self.finish(ticket, Ending::Handled),
-            Ran::Aborted if untold => self.drop_it(ticket),
+            // Nothing counts its attempts; it may have been dropped with others of its call, and be ours still.
+            Ran::Aborted if untold => self.resume(now, ticket, Time::ZERO),
             Ran::Aborted => self.end(ticket, Verdict::Failed { retry_in: Time::ZERO }),
         }
     }

@@ -120,6 +120,24 @@ fn a_message_from_delivery_to_commit() {
 }
 
 #[test]
+fn a_lease_that_ran_out_before_the_turn_is_claimed_anew() {
+    let mut bench = Bench::new(Config::default(), 1);
+    let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2), (2, 0, 3)]);
+    bench.grant(&t);
+    bench.tell(Event::Ran(vec![(t[0], Ran::Succeeded), (t[1], Ran::Lost), (t[2], Ran::Lost)]));
+    assert!(bench.starts().is_empty(), "they are not begun with what they have");
+    let told = [(t[0], Verdict::Succeeded), (t[1], Verdict::Released), (t[2], Verdict::Released)];
+    assert_eq!(bench.settles(), told);
+    // One of them was taken over meanwhile.
+    let answers = [(t[0], Settled::Recorded), (t[1], Settled::Refused), (t[2], Settled::Recorded)];
+    bench.tell(Event::Settled(answers.to_vec()));
+    assert_eq!(bench.claims(), t[1..]);
+    bench.tell(Event::Claimed(vec![(t[1], Answer::Redelivered), (t[2], Answer::Acquired { attempt: 1 })]));
+    assert_eq!(bench.finished().last(), Some(&(t[1], Ending::Redelivered)));
+    assert_eq!(bench.starts(), [(t[2], false)]);
+}
+
+#[test]
 fn a_failed_message_holds_its_key_and_no_other() {
     let config = Config { order: Order::Key, concurrency: 8, ..Config::default() };
     let mut bench = Bench::new(config, 1);
