@@ -44,6 +44,9 @@ struct Known {
     begun: u32,
     /// Runs that count as no attempt.
     unburnt: u32,
+    /// A handler began under the claim that stands, and how it ended.
+    ran: bool,
+    ended: Option<Ended>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,10 +69,6 @@ struct One {
     given_up: Vec<u32>,
     /// Where it runs: process, call, assignment.
     running: Vec<(u32, u32, u32)>,
-    /// Its handler began under the claim held.
-    begun: bool,
-    /// How its handler ended last.
-    ended: Option<Ended>,
 }
 
 #[derive(Debug)]
@@ -105,6 +104,8 @@ impl Checker {
             explained: 0,
             begun: 0,
             unburnt: 0,
+            ran: false,
+            ended: None,
         };
         Self {
             known: vec![known; plan.identities],
@@ -183,15 +184,14 @@ impl Checker {
     }
 
     fn claimed(&mut self, plan: &Plan, message: u32, attempt: u32, took_over: bool, again: bool) {
-        let own = &mut self.messages[message as usize];
-        own.attempt = attempt;
-        own.begun &= again;
+        self.messages[message as usize].attempt = attempt;
         let one = &plan.messages[message as usize];
         let Some(identity) = one.identity else { return };
         let known = &mut self.known[identity as usize];
         if known.first == NOTHING {
             known.first = one.body;
         }
+        known.ran &= again;
         if took_over {
             known.explained += 1;
             self.explained += 1;
@@ -254,13 +254,13 @@ impl Checker {
             return broken("concurrency", format!("message {message} runs twice at once in process {process}"));
         }
         self.messages[message as usize].running.push((process, call, epoch));
-        self.messages[message as usize].begun = true;
         if let Some(identity) = record {
             let known = &mut self.known[identity];
             if known.first == NOTHING {
                 return broken("states", format!("message {message} is run without a claim"));
             }
             known.begun += 1;
+            known.ran = true;
             let (begun, unburnt) = (known.begun, known.unburnt);
             if begun > plan.config.max_attempts + unburnt {
                 return broken(
@@ -364,7 +364,6 @@ impl Checker {
     fn ended(&mut self, plan: &Plan, (process, message, epoch): (u32, u32, u32), how: Ended, effect: bool) {
         let own = &mut self.messages[message as usize];
         own.running.retain(|(by, _, of)| (*by, *of) != (process, epoch));
-        own.ended = Some(how);
         if matches!(how, Ended::Succeeded | Ended::Passed) || plan.config.settle_first {
             own.through.push(process);
         }
@@ -374,6 +373,7 @@ impl Checker {
         }
         let Some(identity) = self.record(plan, message) else { return };
         let known = &mut self.known[identity];
+        known.ended = Some(how);
         if effect && how != Ended::Succeeded {
             known.explained += 1;
             self.explained += 1;
@@ -400,9 +400,9 @@ impl Checker {
                     return broken("states", format!("message {message} is settled as dead before its letter was written"));
                 }
             }
-            Recorded::Released if self.messages[message as usize].begun => {
+            Recorded::Released if known.ran => {
                 // Only what needs something that is down, or ends the consumer, is given back after it ran.
-                let ended = self.messages[message as usize].ended;
+                let ended = known.ended;
                 if ended != Some(Ended::Unavailable) && self.policies[process as usize].on_dead != OnDead::Stop {
                     return broken("states", format!("message {message} ran ({ended:?}), and its attempt is given back"));
                 }

@@ -352,11 +352,11 @@ impl World {
         }
     }
 
-    /// Claims must not age under their lease behind slow handlers: what free handlers can start, and one call ahead. Twice that, since what is given back
-    /// is counted until the store has heard.
+    /// Claims must not age under their lease behind slow handlers: what free handlers can start, and one call ahead. Some room beyond that, since what is
+    /// given back counts until the store has heard.
     fn look_at_claims(&mut self, process: usize) {
         let config = &self.plan.config;
-        let most = 2 * (config.concurrency * config.batch.unwrap_or(1) + 2 * config.claims);
+        let most = 16 + 4 * (config.concurrency * config.batch.unwrap_or(1) + 2 * config.claims);
         let unbegun = self.processes[process].unbegun as usize;
         if unbegun > most {
             self.violate("concurrency", format!("process {process} holds {unbegun} claims that it has not begun, {most} at most may be"));
