@@ -1,12 +1,14 @@
 //! Whether the store remembers for as long as messages can come again: compared before anything is consumed.
 
 use std::fmt;
+use std::thread;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::KafkaResult;
+use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::resume::Reset;
@@ -58,14 +60,19 @@ pub(super) async fn check(
         topics.iter().cloned().partition(|topic| !topic.starts_with('^'));
     let config = admin_config(client);
     let asked = names.clone();
-    // Making and ending a client blocks for a moment.
-    let runtime = tokio::runtime::Handle::current();
-    let told = tokio::task::spawn_blocking(move || runtime.block_on(ask(&config, &asked))).await;
-    let mut told = match told {
-        Ok(Ok(told)) => told,
-        Ok(Err(error)) => nothing(&names, &error.to_string()),
-        Err(error) => nothing(&names, &error.to_string()),
+    let (answer, told) = oneshot::channel();
+    // Making and ending a client blocks. Not on the runtime's blocking threads: its end would wait for them.
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let told = runtime.map_err(|error| error.to_string());
+        let told = told.and_then(|runtime| runtime.block_on(ask(&config, &asked)).map_err(|error| error.to_string()));
+        let _ = answer.send(told);
     };
+    let told = match thread::Builder::new().name("hapax-retention".into()).spawn(work) {
+        Ok(_) => told.await.unwrap_or_else(|_| Err("the thread that asks is gone".to_owned())),
+        Err(error) => Err(error.to_string()),
+    };
+    let mut told = told.unwrap_or_else(|why| nothing(&names, &why));
     let why = "a pattern names its topics only while it runs";
     told.topics.extend(patterns.into_iter().map(|pattern| (pattern, Err(why.to_owned()))));
     compare(&told, store, reset, strict)

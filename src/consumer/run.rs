@@ -124,10 +124,20 @@ async fn remembers(settings: &mut Settings, once: Option<&Once>) -> Result<(), C
     let policy = if strict { OnReset::Refuse } else { OnReset::Warn };
     let policy = *settings.options.on_reset.get_or_insert(policy);
     let Some(once) = once.filter(|once| once.mode() != Mode::AtLeastOnce) else { return Ok(()) };
-    let kept = once.store().retention();
     let strict = policy == OnReset::Refuse;
-    let report = retention::check(&settings.client, &settings.topics, kept, settings.reset, strict).await;
-    report.warnings().for_each(|finding| warn!("{finding}"));
+    let (client, topics, reset) = (settings.client.clone(), settings.topics.clone(), settings.reset);
+    let kept = once.store().retention();
+    let check = async move {
+        let report = retention::check(&client, &topics, kept, reset, strict).await;
+        report.warnings().for_each(|finding| warn!("{finding}"));
+        report
+    };
+    if !strict {
+        // Nothing but warnings can come of it: nobody has to wait for those.
+        drop(tokio::spawn(check));
+        return Ok(());
+    }
+    let report = check.await;
     if report.errors().next().is_some() { Err(ConsumerError::Retention { report }) } else { Ok(()) }
 }
 
