@@ -4,12 +4,12 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use hapax::engine::{Answer, Command, Event, Settled, Ticket, Verdict};
-use hapax::record::{ClaimOutcome, Grant, Origin, Sighting, State};
+use hapax::record::{ClaimOutcome, Grant, Origin, Record, Sighting, State, Token};
 
 use super::flaws::DriverFlaw;
 use super::history::{Recorded, What};
 use super::plan::{MS, Plan, SECOND};
-use super::process::NONE;
+use super::process::{Held, NONE, Process};
 use super::store::{Ask, Call, Item};
 use super::world::{Happening, Sent, World};
 
@@ -120,6 +120,11 @@ impl World {
             call.reach = self.random.index(call.items.len() + 1);
             fails = Some(now + there * 2);
         }
+        if slow || fails.is_some() {
+            // The next renewal is a third of a lease away.
+            let late = arrives.max(fails).unwrap_or(now) + self.plan.lease / 3;
+            self.excuse = self.excuse.max(late);
+        }
         call.reply = fails.is_none();
         let index = self.free_calls.pop().unwrap_or_else(|| {
             self.calls.push(Call::default());
@@ -206,7 +211,11 @@ impl World {
         for item in &mut call.items[..reach] {
             let sighting = self.sighting(item.message, item.key);
             let again = self.holds(call.owner, item.key);
+            let before = self.store.records[item.key as usize].as_ref().map(Record::token);
             self.store.claim(self.now, call.owner, item, &sighting, false);
+            if let (Some(ClaimOutcome::Acquired(Grant { took_over: true, .. })), Some(token)) = (&item.claim, before) {
+                self.look_at_lease(item.key, token);
+            }
             self.log_claim(call.process, item, again);
         }
     }
@@ -226,6 +235,20 @@ impl World {
             }
             Some(ClaimOutcome::Dead { .. }) => self.log(process, What::FoundDead { message }),
             _ => {}
+        }
+    }
+
+    /// A lease ran out: fine, unless its holder is well and nothing kept it from renewing it.
+    fn look_at_lease(&mut self, key: u32, token: Token) {
+        let of = |held: &Held| self.plan.messages[held.message as usize].identity.map(|one| self.flaws.key(&self.plan, one));
+        let holds = |one: &Process| {
+            let held = |held: &Held| held.live && held.token == Some(token) && of(held) == Some(key);
+            one.alive && one.owner == token.owner.get() && one.held.iter().any(held)
+        };
+        let Some(process) = self.processes.iter().position(holds) else { return };
+        let excuse = self.excuse.max(self.processes[process].paused_until);
+        if self.now > excuse + self.plan.lease {
+            self.violate("effects", format!("a lease of process {process} ran out, which holds it and could have renewed it"));
         }
     }
 
@@ -254,6 +277,14 @@ impl World {
                 item.settled = Some(Settled::Recorded);
                 continue;
             };
+            let record = self.store.records[item.key as usize].as_ref();
+            let is_late = |record: &Record| {
+                let over = matches!(record.state, State::Processing { until } if until < self.store.now(self.now));
+                over && record.token() == token
+            };
+            if record.is_some_and(is_late) {
+                self.look_at_lease(item.key, token);
+            }
             let record = self.store.records[item.key as usize].as_ref();
             if self.flaws.driver == Some(DriverFlaw::SettleWithoutToken)
                 && let Some(record) = record
