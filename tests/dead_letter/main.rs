@@ -6,6 +6,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod consuming;
+mod killed;
 mod redrive;
 mod sending;
 mod skips;

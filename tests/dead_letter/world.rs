@@ -294,3 +294,25 @@ impl DedupStore for Flaky {
         self.inner.check().await
     }
 }
+
+impl World {
+    /// Orders in one mock cluster, letters in another.
+    pub async fn on_clusters(
+        kafka: Kafka,
+        elsewhere: &Kafka,
+        store: impl DedupStore + 'static,
+        identify: impl Identify + 'static,
+    ) -> Self {
+        let group = unique("group");
+        let once = Once::builder(store)
+            .scope(&*group, "ship")
+            .identify(identify)
+            .accept_unsafe_settings()
+            .build()
+            .await
+            .unwrap();
+        let letters = DeadLetter::topic("dead").connect(&elsewhere.consumer_config(&group)).await.unwrap();
+        let (orders, dead) = ("orders".to_owned(), "dead".to_owned());
+        Self { kafka, orders, dead, group, once, letters, effects: Effects::default(), next: Mutex::default() }
+    }
+}
