@@ -13,6 +13,7 @@ mod injection;
 mod judge;
 #[path = "../service/lag.rs"]
 mod lag;
+mod letters;
 mod members;
 mod random;
 mod run;

@@ -1,6 +1,8 @@
 //! The members: `service` processes, started, killed, stopped and asked to leave.
 
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,11 +21,13 @@ pub struct Member {
     pub will_abort: bool,
     /// What it writes: `.journal`, `.log`, `.out`.
     files: PathBuf,
+    /// Where it tells its health.
+    port: u16,
 }
 
 impl Member {
     /// `files` is the path of its files, without their ends.
-    pub fn start(service: &Path, flags: &[String], files: PathBuf, will_abort: bool) -> Self {
+    pub fn start(service: &Path, flags: &[String], files: PathBuf, port: u16, will_abort: bool) -> Self {
         let out = File::create(files.with_extension("out")).expect("the run's folder can be written to");
         // Should this process be killed, the members go with it, be they stopped or not. setpriv execs: the process id is the member's.
         let child = Command::new("setpriv")
@@ -42,7 +46,7 @@ impl Member {
             .stderr(out)
             .spawn()
             .expect("setpriv of util-linux is there");
-        Self { pid: child.id(), child, paused: false, leaving: None, will_abort, files }
+        Self { pid: child.id(), child, paused: false, leaving: None, will_abort, files, port }
     }
 
     pub fn signal(&self, name: &str) {
@@ -68,6 +72,22 @@ impl Member {
             std::thread::sleep(Duration::from_millis(20));
         }
         None
+    }
+
+    /// What it says of itself, on one line.
+    pub fn health(&self) -> String {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /health HTTP/1.1\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        match ask() {
+            Ok(answer) => answer.lines().last().unwrap_or_default().to_owned(),
+            Err(error) => format!("does not answer: {error}"),
+        }
     }
 
     /// The last words of its output.

@@ -12,10 +12,11 @@ use rdkafka::consumer::BaseConsumer;
 use crate::injection::Injection;
 use crate::judge::{self, Effect, Evidence, Fault, Pid, Time, Verdict, What};
 use crate::lag::{self, Lag};
+use crate::letters;
 use crate::members::{Member, in_words};
 use crate::random::Random;
 use crate::schedule::{Action, LEASE, Link, POLL_INTERVAL, SESSION, SLOTS, STEADY, Trouble, plan};
-use crate::support::unique;
+use crate::support::{net, unique};
 use crate::traffic::{PARTITIONS, Traffic};
 use crate::world::{Ground, Store, trouble, ways};
 use crate::{Orders, Sabotage};
@@ -110,7 +111,10 @@ impl<'g> Run<'g> {
     pub fn go(mut self) -> bool {
         let kafka = self.ground.kafka();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(kafka.create_topic(&self.topic, PARTITIONS));
+        runtime.block_on(async {
+            kafka.create_topic(&self.topic, PARTITIONS).await;
+            kafka.create_topic(&self.letters(), letters::PARTITIONS).await;
+        });
         self.began = Instant::now();
         self.say(&format!(
             "store {}, protocol {}, order by {}, seed {}",
@@ -231,7 +235,9 @@ impl<'g> Run<'g> {
         if let Some(effects) = abort {
             flags.extend(["--kill-after".into(), effects.to_string()]);
         }
-        let member = Member::start(&self.orders.service, &flags, files, abort.is_some());
+        let port = net::free_port();
+        flags.extend(["--metrics-port".into(), port.to_string()]);
+        let member = Member::start(&self.orders.service, &flags, files, port, abort.is_some());
         let pid = member.pid;
         self.say(&format!("member {slot} ({pid}) starts{}", if abort.is_some() { ", to abort" } else { "" }));
         assert!(self.pids.iter().all(|(known, _)| *known != pid), "process ids tell members apart");
@@ -275,6 +281,7 @@ impl<'g> Run<'g> {
             ("panic-percent", self.injection.panic.to_string()),
             ("fatal-percent", self.injection.fatal.to_string()),
             ("seed", self.injection.seed.to_string()),
+            ("dead-letter", self.letters()),
         ]
         .into_iter()
         .flat_map(|(name, value)| [format!("--{name}"), value])
@@ -481,6 +488,12 @@ impl<'g> Run<'g> {
             }
             (0..10).for_each(|_| self.tick());
         }
+        // What they are waiting for.
+        for (slot, member) in self.members.iter().enumerate() {
+            if let Some(member) = member {
+                self.say(&format!("member {slot} ({}): {}", member.pid, member.health()));
+            }
+        }
         None
     }
 
@@ -512,7 +525,7 @@ impl<'g> Run<'g> {
         let mut evidence = Evidence {
             produced,
             hopeless,
-            letters: None,
+            letters: Some(letters::read(self.ground.kafka().bootstrap(), &self.letters())),
             effects: self.effects(),
             lines: Vec::new(),
             faults: std::mem::take(&mut self.faults),
@@ -562,10 +575,16 @@ impl<'g> Run<'g> {
         files.flatten().map(|file| file.path()).filter(|path| path.extension().is_some_and(|own| own == kind)).collect()
     }
 
-    /// Assignments that members were given, whatever the protocol.
+    /// Times that partitions came to a member or went from it.
     fn rebalances(&self) -> usize {
-        let logs = self.files("log").into_iter().filter_map(|path| fs::read_to_string(path).ok());
-        logs.map(|log| log.lines().filter(|line| line.contains(" assigned partitions=")).count()).sum()
+        let journals = self.files("journal").into_iter().filter_map(|path| fs::read_to_string(path).ok());
+        let is_one = |line: &&str| line.split(' ').nth(1).is_some_and(|what| matches!(what, "assigned" | "revoked"));
+        journals.map(|journal| journal.lines().filter(is_one).count()).sum()
+    }
+
+    /// The dead letter topic.
+    fn letters(&self) -> String {
+        format!("{}.dead", self.topic)
     }
 
     fn print(&self, verdict: &Verdict, drained: Option<Duration>) -> bool {

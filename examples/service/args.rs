@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hapax::consumer::OnReset;
 use hapax::identity::{Identify, Sha256, digest, header, json, position, record_key};
 use hapax::{Mode, Order};
 
@@ -30,6 +31,16 @@ const FLAGS: &[Flag] = &[
     ("mode", "KIND", "deduplicated (default), at-least-once, at-most-once"),
     ("order", "KIND", "which messages wait for which: partition (default), key, unordered"),
     ("concurrency", "N", "handlers that may run at once (default: 64)"),
+    (
+        "dead-letter",
+        "TOPIC",
+        "where messages go that are given up; it must exist (default: they are dead in the store)",
+    ),
+    (
+        "on-reset",
+        "KIND",
+        "where the group's offset is gone or means nothing any more: refuse (default from L1 on), warn, accept",
+    ),
     ("lease-ms", "N", "how long a claim lasts unless it is renewed (default: 30000)"),
     ("retry-ms", "N", "the wait after the first failed attempt; each further one doubles it (default: 200)"),
     ("attempts", "N", "attempts before a message is given up (default: 8)"),
@@ -114,6 +125,9 @@ pub struct Once {
 pub struct Flow {
     pub order: Order,
     pub concurrency: usize,
+    pub dead_letter: Option<String>,
+    /// `None`: as the store's level says.
+    pub on_reset: Option<OnReset>,
 }
 
 /// What makes two messages the same.
@@ -203,6 +217,12 @@ pub fn read() -> Result<Option<Args>, String> {
                 Order::Partition,
             )?,
             concurrency: given.number("concurrency", 1, 1_000_000)?.map_or(64, |n| usize::try_from(n).unwrap_or(64)),
+            dead_letter: given.text("dead-letter").map(str::to_owned),
+            on_reset: given.one_of(
+                "on-reset",
+                &[("refuse", Some(OnReset::Refuse)), ("warn", Some(OnReset::Warn)), ("accept", Some(OnReset::Accept))],
+                None,
+            )?,
         },
         work: Work {
             effects: given.needed("effects", "sqlite:effects.db")?,

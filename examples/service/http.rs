@@ -1,15 +1,57 @@
 //! `/metrics` for Prometheus and `/health` for whoever restarts processes. Small enough to need no server crate.
 
-use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use hapax::{Counts, Once};
+use hapax::consumer::Monitor;
+use hapax::observe::Health;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Longer than a scraper takes to send its request.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Kafka is polled all the time: a consumer that has not for so long is stuck.
+const POLLED_WITHIN: Duration = Duration::from_secs(60);
+/// Upper bounds of the histograms that count seconds.
+const SECONDS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
+/// And of those that count messages.
+const MESSAGES: [f64; 6] = [1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0];
+
+/// What there is to show.
+#[derive(Clone)]
+pub struct Page {
+    metrics: PrometheusHandle,
+    monitor: Monitor,
+}
+
+impl Page {
+    /// From now on what goes through the `metrics` facade is kept for Prometheus.
+    pub fn new(monitor: Monitor) -> Result<Self, String> {
+        let builder = PrometheusBuilder::new().set_buckets(&SECONDS);
+        let matcher = metrics_exporter_prometheus::Matcher::Full("hapax_store_batch".into());
+        let builder = builder.and_then(|builder| builder.set_buckets_for_metric(matcher, &MESSAGES));
+        let metrics = builder.and_then(PrometheusBuilder::install_recorder);
+        let metrics = metrics.map_err(|e| format!("--metrics-port: {e}; leave it out"))?;
+        Ok(Self { metrics, monitor })
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.run_upkeep();
+        self.metrics.render()
+    }
+
+    /// Waiting for something that is down is no reason to be restarted.
+    fn health(&self) -> (&'static str, String) {
+        let snapshot = self.monitor.snapshot();
+        let status = match snapshot.health(POLLED_WITHIN) {
+            Health::Well | Health::Waiting(_) => "200 OK",
+            Health::Stuck(_) => "503 Service Unavailable",
+        };
+        (status, format!("{snapshot}\n"))
+    }
+}
 
 pub async fn listen(port: u16) -> Result<TcpListener, String> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
@@ -17,21 +59,21 @@ pub async fn listen(port: u16) -> Result<TcpListener, String> {
 }
 
 /// Answers until it is dropped.
-pub async fn serve(listener: TcpListener, once: Once) {
+pub async fn serve(listener: TcpListener, page: Page) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of file descriptors, most likely: that may pass.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let once = once.clone();
+        let page = page.clone();
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(PATIENCE, answer(stream, &once)).await;
+            let _ = tokio::time::timeout(PATIENCE, answer(stream, &page)).await;
         });
     }
 }
 
-async fn answer(mut stream: TcpStream, once: &Once) -> std::io::Result<()> {
+async fn answer(mut stream: TcpStream, page: &Page) -> std::io::Result<()> {
     let mut request = Vec::new();
     while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < 8_192 {
         if stream.read_buf(&mut request).await? == 0 {
@@ -40,8 +82,11 @@ async fn answer(mut stream: TcpStream, once: &Once) -> std::io::Result<()> {
     }
     let line = String::from_utf8_lossy(request.split(|byte| *byte == b'\r').next().unwrap_or_default()).into_owned();
     let (status, kind, body) = match line.split(' ').collect::<Vec<_>>()[..] {
-        ["GET", "/metrics", _] => ("200 OK", "text/plain; version=0.0.4", metrics(&once.counts())),
-        ["GET", "/health", _] => ("200 OK", "application/json", health(once)),
+        ["GET", "/metrics", _] => ("200 OK", "text/plain; version=0.0.4", page.metrics()),
+        ["GET", "/health", _] => {
+            let (status, health) = page.health();
+            (status, "application/json", health)
+        }
         ["GET", ..] => ("404 Not Found", "text/plain", "there are /metrics and /health\n".to_owned()),
         _ => ("405 Method Not Allowed", "text/plain", "GET only\n".to_owned()),
     };
@@ -52,42 +97,4 @@ async fn answer(mut stream: TcpStream, once: &Once) -> std::io::Result<()> {
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
     stream.shutdown().await
-}
-
-fn metrics(counts: &Counts) -> String {
-    let mut text = String::new();
-    let counters = [
-        ("handled", "handlers that ended well", counts.handled),
-        ("duplicates", "messages that had been handled before", counts.duplicates),
-        ("conflicts", "messages whose identity had been used by another one", counts.conflicts),
-        ("failed", "attempts that failed", counts.failed),
-        ("dead", "messages given up", counts.dead),
-        ("took_over", "claims taken over from an owner whose lease had run out", counts.took_over),
-        ("lost", "leases lost while the handler ran", counts.lost),
-        ("late", "successes remembered although the claim had been taken over", counts.late),
-        ("refused", "ends that the store refused", counts.refused),
-        ("waited", "times that a message held by another owner was waited for", counts.waited),
-        ("store_failures", "calls to the store that failed", counts.store_failures),
-    ];
-    for (name, help, value) in counters {
-        let _ = writeln!(
-            text,
-            "# HELP hapax_{name}_total {help}\n# TYPE hapax_{name}_total counter\nhapax_{name}_total {value}"
-        );
-    }
-    text
-}
-
-fn health(once: &Once) -> String {
-    let counts = once.counts();
-    serde_json::json!({
-        "store": once.store().describe().store,
-        "level": once.level().map(|level| level.to_string()),
-        "owner": once.owner().to_string(),
-        "handled": counts.handled,
-        "duplicates": counts.duplicates,
-        "dead": counts.dead,
-        "store_failures": counts.store_failures,
-    })
-    .to_string()
 }

@@ -1,4 +1,5 @@
-//! Evidence: which claims were granted, prolonged and settled, and when. A layer over any store, and a line for each.
+//! Evidence: which claims were granted, prolonged and settled, and when. A layer over any store, an observer of the consumer, and a line for
+//! each thing that happened.
 //!
 //! A line is written before hapax hears the store's answer, in one call to the system: a kill loses none. Times are microseconds since
 //! 1970, keys what [`Claim::idempotency_key`](hapax::Claim::idempotency_key) says. `asked` is when the question went out.
@@ -10,6 +11,8 @@
 //! TIME extended KEY fence=N asked=TIME
 //! TIME settled KEY fence=N VERDICT OUTCOME
 //! TIME stalled since=TIME
+//! TIME assigned PARTITIONS
+//! TIME revoked PARTITIONS lost=BOOL left=N
 //! ```
 
 use std::fmt::{self, Write as _};
@@ -21,6 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use hapax::identity::Key;
+use hapax::observe::{Observed, Observer};
 use hapax::record::{
     ClaimOutcome, Extend, ExtendOutcome, Record, RequeueOutcome, Settle, SettleOutcome, Terms, Verdict,
 };
@@ -33,11 +37,14 @@ const STALL: Duration = Duration::from_secs(1);
 pub struct Journal(Arc<File>);
 
 impl Journal {
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let journal = Self(Arc::new(File::options().append(true).create(true).open(path)?));
-        journal.write(&format!("{} start {}\n", now(), std::process::id()));
-        journal.watch_for_stalls()?;
-        Ok(journal)
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let start = || {
+            let journal = Self(Arc::new(File::options().append(true).create(true).open(path)?));
+            journal.write(&format!("{} start {}\n", now(), std::process::id()));
+            journal.watch_for_stalls()?;
+            Ok(journal)
+        };
+        start().map_err(|e: io::Error| format!("--journal {}: {e}; choose another file", path.display()))
     }
 
     fn write(&self, lines: &str) {
@@ -68,6 +75,18 @@ impl Journal {
 
 fn now() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros())
+}
+
+impl Observer for Journal {
+    fn on(&self, event: &Observed<'_>) {
+        match event {
+            Observed::Assigned(places) => self.write(&format!("{} assigned {}\n", now(), places.len())),
+            Observed::Revoked { places, lost, left, .. } => {
+                self.write(&format!("{} revoked {} lost={lost} left={left}\n", now(), places.len()));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// A store whose answers are written down.

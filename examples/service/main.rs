@@ -20,6 +20,8 @@ mod store;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use hapax::consumer::DeadLetter;
+use hapax::observe::Metrics;
 use hapax::{Claim, Consumer, ConsumerError, Message, Once, Retry, Summary, shutdown_signal};
 
 use args::Args;
@@ -62,13 +64,30 @@ fn refused(wrong: &str) -> ExitCode {
 /// The outer error is for what is wrong before the first message is taken.
 async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
     log::start(args.log.as_deref())?;
+    let journal = args.journal.as_deref().map(Journal::open).transpose()?;
     let observer = args.kafka.check().await?;
     let effects = Effects::open(&args.work.effects, &args.member).await?;
-    let once = once(&args).await?;
-    if let Some(port) = args.metrics_port {
-        tokio::spawn(http::serve(http::listen(port).await?, once.clone()));
-    }
+    let once = once(&args, journal.clone()).await?;
     tokio::spawn(store::upkeep(once.clone()));
+
+    let mut consumer = Consumer::new(args.kafka.member())
+        .topics(&args.kafka.topics)
+        .order(args.flow.order)
+        .concurrency(args.flow.concurrency);
+    if let Some(topic) = &args.flow.dead_letter {
+        consumer = consumer.dead_letter(DeadLetter::topic(topic));
+    }
+    if let Some(policy) = args.flow.on_reset {
+        consumer = consumer.on_reset(policy);
+    }
+    if let Some(journal) = journal {
+        consumer = consumer.observer(journal);
+    }
+    if let Some(port) = args.metrics_port {
+        let page = http::Page::new(consumer.monitor())?;
+        consumer = consumer.observer(Metrics::new());
+        tokio::spawn(http::serve(http::listen(port).await?, page));
+    }
 
     let shutdown = shutdown_signal();
     if let Some(quiet) = args.exit_when_idle {
@@ -78,10 +97,6 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
             shutdown.cancel();
         });
     }
-    let consumer = Consumer::new(args.kafka.member())
-        .topics(&args.kafka.topics)
-        .order(args.flow.order)
-        .concurrency(args.flow.concurrency);
     let handler = Handler::new(args.work, effects);
     let each = once.each(move |message: Message, claim: Claim| {
         let handler = handler.clone();
@@ -90,11 +105,9 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
     Ok(consumer.run(each, shutdown).await)
 }
 
-async fn once(args: &Args) -> Result<Once, String> {
+async fn once(args: &Args, journal: Option<Journal>) -> Result<Once, String> {
     let mut store = store::open(&args.once.store).await?;
-    if let Some(path) = &args.journal {
-        let journal = Journal::open(path);
-        let journal = journal.map_err(|e| format!("--journal {}: {e}; choose another file", path.display()))?;
+    if let Some(journal) = journal {
         store = Box::new(Journaled { store, journal });
     }
     Once::builder(store)
