@@ -1,11 +1,13 @@
 //! How much is taken in: never more than the bounds say, however slow handlers are, and all of it in the end.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hapax::Order;
 use hapax::consumer::Message;
+use hapax::observe::{Observed, Observer};
 
 use crate::support::{MockKafka, PATIENCE, Record, eventually};
 use crate::world::{Counter, Effects, Gate, Member, committed, consumer, noting, plain, records};
@@ -125,6 +127,62 @@ async fn messages_that_handlers_keep_do_not_stop_the_consumer() {
     committed(&kafka, "g", "orders", &[40]).await;
     member.stop().await;
     assert_eq!(kept.lock().unwrap().len(), 40);
+}
+
+/// What was paused and resumed, partition by partition, in order.
+#[derive(Clone, Default)]
+struct Pauses(Arc<Mutex<BTreeMap<i32, Vec<bool>>>>);
+
+impl Observer for Pauses {
+    fn on(&self, event: &Observed<'_>) {
+        let (places, paused) = match event {
+            Observed::Paused(places) => (places, true),
+            Observed::Resumed(places) => (places, false),
+            _ => return,
+        };
+        for place in *places {
+            self.0.lock().unwrap().entry(place.partition).or_default().push(paused);
+        }
+    }
+}
+
+impl Pauses {
+    fn of(&self, partition: i32) -> Vec<bool> {
+        self.0.lock().unwrap().get(&partition).cloned().unwrap_or_default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_is_paused_and_resumed_in_turn_and_only_where_it_is_full() {
+    let kafka = MockKafka::start(&[("orders", 2)]);
+    kafka.produce(&records("orders", 2, 400)).await;
+    let (effects, gate, pauses) = (Effects::default(), Gate::default(), Pauses::default());
+    let slow = consumer(kafka.consumer_config("g"), "orders").partition_messages(16).observer(pauses.clone());
+    let member = Member::start(slow, {
+        let (effects, gate) = (effects.clone(), gate.clone());
+        plain(move |message: Message| {
+            let (effects, gate) = (effects.clone(), gate.clone());
+            async move {
+                if message.partition() == 0 && message.offset() == 10 {
+                    gate.pass().await;
+                }
+                effects.note(&message);
+                Ok(())
+            }
+        })
+    });
+    gate.holds(1).await;
+    eventually(PATIENCE, "the partition that waits is paused", async || pauses.of(0).last() == Some(&true)).await;
+    effects.reach(210).await;
+    gate.open();
+    effects.reach(400).await;
+    eventually(PATIENCE, "it is resumed", async || pauses.of(0).last() == Some(&false)).await;
+    for partition in 0..2 {
+        let seen = pauses.of(partition);
+        let in_turn = seen.iter().enumerate().all(|(at, paused)| *paused == (at % 2 == 0));
+        assert!(in_turn, "paused, resumed, paused, …: {seen:?}");
+    }
+    member.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
