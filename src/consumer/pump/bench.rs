@@ -63,6 +63,8 @@ pub(super) enum Outcome {
     Ended(Ended),
     /// Its turn did not come.
     NotBegun,
+    /// Its turn came when its lease had run out.
+    Lost,
     /// It was dropped where it waited.
     Aborted,
 }
@@ -109,10 +111,12 @@ impl Chain {
         let running = self.running.take()?;
         let goes_on = matches!(ended, Few::One(Ended::Succeeded(_) | Ended::Finished(_)))
             && self.rest.front().is_some_and(|next| !next.halted.load(Ordering::Acquire));
-        let next = if goes_on { self.rest.pop_front() } else { None };
+        let is_lost = goes_on && self.rest.front().is_some_and(|next| next.handed.claim.is_lost());
+        let next = if goes_on && !is_lost { self.rest.pop_front() } else { None };
         let Some(next) = next else {
             let ended = running.into_iter().zip(ended).map(|(ticket, ended)| (ticket, Outcome::Ended(ended)));
-            let rest = self.rest.drain(..).map(|waiting| (waiting.ticket, Outcome::NotBegun));
+            let why = || if is_lost { Outcome::Lost } else { Outcome::NotBegun };
+            let rest = self.rest.drain(..).map(|waiting| (waiting.ticket, why()));
             let report = ended.chain(rest).collect();
             self.report(Few::Many(report));
             return None;

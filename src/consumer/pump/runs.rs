@@ -22,6 +22,10 @@ impl<H: Drive> Pump<H> {
             let (chain, others) = left.split_at(1 + chained);
             left = others;
             let mut chain = chain;
+            if self.is_lost(chain) {
+                chain.iter().for_each(|start| self.ended(start.ticket, Outcome::Lost, &mut ran));
+                continue;
+            }
             while !chain.is_empty() {
                 let (call, rest) = chain.split_at(if self.batched { chain.len() } else { 1 });
                 let messages = self.hand_out(call, begun_at);
@@ -47,6 +51,12 @@ impl<H: Drive> Pump<H> {
         if !ran.is_empty() {
             self.events.push(Event::Ran(ran));
         }
+    }
+
+    /// Whether the lease of a chain's first message has run out: others may have taken them over while this process stood still.
+    fn is_lost(&self, chain: &[Start]) -> bool {
+        let first = chain.first().and_then(|start| Some((start, self.slab.get(start.ticket)?)));
+        first.is_some_and(|(start, entry)| self.handling.records().claim_of(&entry.state, start.attempt).is_lost())
     }
 
     /// What the handler of these messages is given; it begins now.
@@ -145,6 +155,10 @@ impl<H: Drive> Pump<H> {
             Outcome::NotBegun => {
                 records.not_begun(&mut entry.state);
                 Ran::NotBegun
+            }
+            Outcome::Lost => {
+                records.not_begun(&mut entry.state);
+                Ran::Lost
             }
             Outcome::Aborted => {
                 records.failed(&mut entry.state, true);
