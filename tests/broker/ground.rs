@@ -13,7 +13,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::member::{Order, Store};
+use crate::member::{Order, Store, Way};
 use crate::support::{Kafka, PATIENCE, Record, eventually, unique};
 
 /// Which way a group is kept.
@@ -54,6 +54,15 @@ pub async fn by<F: Future<Output = ()>>(protocols: &[Protocol], scenario: impl F
     assert!(failed.is_empty(), "failed by {failed:?}: see above");
 }
 
+/// Runs a scenario by every protocol and in every order side by side.
+pub async fn by_each_protocol_and_order<F: Future<Output = ()>>(scenario: impl Fn(Protocol, Way) -> F) {
+    let scenario = &scenario;
+    by_each_protocol(|protocol| async move {
+        join_all(Way::ALL.map(|way| scenario(protocol, way))).await;
+    })
+    .await;
+}
+
 /// One effect, as a handler noted it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Effect {
@@ -73,19 +82,28 @@ pub struct Ground {
     pub topic: String,
     pub group: String,
     pub partitions: i32,
+    pub way: Way,
     folder: tempfile::TempDir,
-    produced: Mutex<BTreeSet<String>>,
+    /// Each message, and its record key.
+    produced: Mutex<BTreeMap<String, String>>,
 }
 
 impl Ground {
     pub async fn new(protocol: Protocol, name: &str, partitions: i32) -> Arc<Self> {
         let (kafka, topic) = (Kafka::real(), unique(name));
         kafka.create_topic(&topic, partitions).await;
-        Self::on(kafka, protocol, &topic, partitions).await
+        Self::on(kafka, protocol, Way::Partition, &topic, partitions).await
+    }
+
+    /// With another order than that by partition.
+    pub async fn by(protocol: Protocol, way: Way, name: &str, partitions: i32) -> Arc<Self> {
+        let (kafka, topic) = (Kafka::real(), unique(name));
+        kafka.create_topic(&topic, partitions).await;
+        Self::on(kafka, protocol, way, &topic, partitions).await
     }
 
     /// With a topic that is there.
-    pub async fn on(kafka: Kafka, protocol: Protocol, topic: &str, partitions: i32) -> Arc<Self> {
+    pub async fn on(kafka: Kafka, protocol: Protocol, way: Way, topic: &str, partitions: i32) -> Arc<Self> {
         let group = unique("g");
         if protocol == Protocol::Consumer {
             let short = AlterConfig::new(ResourceSpecifier::Group(&group)).set("consumer.session.timeout.ms", "6000");
@@ -102,6 +120,7 @@ impl Ground {
             topic: topic.to_owned(),
             group,
             partitions,
+            way,
             folder: tempfile::tempdir().unwrap(),
             produced: Mutex::default(),
         })
@@ -131,6 +150,7 @@ impl Ground {
             store: Store::Memory,
             effects: self.effects_file(),
             folder: self.folder().to_owned(),
+            way: self.way,
             ..Order::default()
         }
     }
@@ -145,10 +165,16 @@ impl Ground {
         }
     }
 
-    /// A record with an identity of its own, which is expected to have its effect.
+    /// A record with an identity of its own, which is expected to have its effect. Each partition has five keys.
     pub fn record(&self, partition: i32, id: &str) -> Record {
-        assert!(self.produced.lock().unwrap().insert(id.to_owned()), "{id} is produced once");
-        Record::to(&self.topic).partition(partition).header("id", id).payload(format!("body of {id}"))
+        let key = format!("k{}", id.bytes().map(usize::from).sum::<usize>() % 5);
+        self.keyed(partition, id, &key)
+    }
+
+    pub fn keyed(&self, partition: i32, id: &str, key: &str) -> Record {
+        let before = self.produced.lock().unwrap().insert(id.to_owned(), key.to_owned());
+        assert_eq!(before, None, "{id} is produced once");
+        Record::to(&self.topic).partition(partition).key(key).header("id", id).payload(format!("body of {id}"))
     }
 
     /// `each` records for each partition.
@@ -210,7 +236,7 @@ impl Ground {
 
     pub fn missing(&self) -> Vec<String> {
         let had = self.by_id();
-        self.produced.lock().unwrap().iter().filter(|id| !had.contains_key(*id)).cloned().collect()
+        self.produced.lock().unwrap().keys().filter(|id| !had.contains_key(*id)).cloned().collect()
     }
 
     /// Waits until so many messages had an effect.
@@ -242,14 +268,25 @@ impl Ground {
         assert_eq!(self.doubled(), BTreeMap::new(), "{:?}: handled twice", self.protocol);
     }
 
-    /// The first effects of each partition's messages are in the order of their offsets.
+    /// The first effects of the messages of each partition, or of each key in it, are in the order of their offsets.
     pub fn assert_ordered(&self) {
-        let mut seen: BTreeMap<i32, BTreeSet<i64>> = BTreeMap::new();
-        for effect in self.effects() {
-            let seen = seen.entry(effect.partition).or_default();
+        self.assert_ordered_but(|_| false);
+    }
+
+    /// The same, leaving out some messages.
+    pub fn assert_ordered_but(&self, left_out: impl Fn(&str) -> bool) {
+        let keys = self.produced.lock().unwrap().clone();
+        let mut seen: BTreeMap<(i32, String), BTreeSet<i64>> = BTreeMap::new();
+        for effect in self.effects().into_iter().filter(|effect| !left_out(&effect.id)) {
+            let lane = match self.way {
+                Way::Partition => String::new(),
+                Way::Key => keys[&effect.id].clone(),
+                Way::Unordered => effect.id.clone(),
+            };
+            let seen = seen.entry((effect.partition, lane)).or_default();
             let last = seen.last().copied().unwrap_or(-1);
             let new = !seen.contains(&effect.offset);
-            assert!(!new || effect.offset > last, "{:?}: {effect:?} came after offset {last}", self.protocol);
+            assert!(!new || effect.offset > last, "{:?} {:?}: {effect:?} came after {last}", self.protocol, self.way);
             seen.insert(effect.offset);
         }
     }

@@ -3,14 +3,14 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::ground::{Ground, Protocol, by, by_each_protocol};
-use crate::member::{Process, Task};
+use crate::ground::{Ground, Protocol, by, by_each_protocol, by_each_protocol_and_order};
+use crate::member::{Process, Task, Way};
 use crate::support::{PATIENCE, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f09_a_member_joins_mid_work_and_the_other_leaves() {
-    by_each_protocol(|protocol| async move {
-        let ground = Ground::new(protocol, "join", 4).await;
+    by_each_protocol_and_order(|protocol, way| async move {
+        let ground = Ground::by(protocol, way, "join", 4).await;
         ground.produce("m", 1_000).await;
         // Slow until both have worked and one has left, and enough messages for that to take its time.
         let slow = |name| {
@@ -36,11 +36,12 @@ async fn f09_a_member_joins_mid_work_and_the_other_leaves() {
         for summary in [&first, &second, &third] {
             assert!(summary.closed && summary.unsettled == 0, "{protocol:?}: {summary:?}");
         }
-        // A classic broker refuses commits for a moment of each rebalance: what they would have said comes again then.
+        // What is finished behind something that is not comes again, and by partition there is none. A classic broker refuses commits
+        // for a moment of each rebalance: what they would have said comes again too.
         let all = [first, second, third];
         let refused: u64 = all.iter().map(|summary| summary.failed_commits).sum();
         let repeated: u64 = all.iter().map(|summary| summary.redelivered).sum();
-        assert!(repeated == 0 || refused > 0, "{protocol:?}: {all:?}");
+        assert!(repeated == 0 || refused > 0 || way != Way::Partition, "{protocol:?}: {all:?}");
     })
     .await;
 }
@@ -48,7 +49,13 @@ async fn f09_a_member_joins_mid_work_and_the_other_leaves() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_members_come_and_go_over_64_partitions() {
     by_each_protocol(|protocol| async move {
-        let ground = Ground::new(protocol, "many", 64).await;
+        // Another order for each, so that all are met.
+        let way = match protocol {
+            Protocol::Range => Way::Unordered,
+            Protocol::CooperativeSticky => Way::Key,
+            Protocol::Consumer => Way::Partition,
+        };
+        let ground = Ground::by(protocol, way, "many", 64).await;
         let mut members = Vec::new();
         let mut reports = Vec::new();
         // Four at a time, each of eight for a while; messages come all along.

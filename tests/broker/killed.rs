@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::ground::{Ground, by_each_protocol};
-use crate::member::{Order, Process, Task};
+use crate::ground::{Ground, by_each_protocol, by_each_protocol_and_order};
+use crate::member::{Order, Process, Task, Way};
 use crate::support::{PATIENCE, eventually};
 
 /// A member whose claims run out soon after it is gone, with a store that others can see.
@@ -46,7 +46,7 @@ async fn f02_f03_killed_mid_batch_another_takes_over_and_says_so() {
             let when = if partition % 2 == 1 { "after" } else { "before" };
             let effects = &ground.by_id()[&format!("gate-{when}-{partition}")];
             let last = effects.last().unwrap();
-            assert!(last.attempt == 2 && last.member == "other", "{protocol:?}: {effects:?}");
+            assert!(last.took_over && last.attempt == 2 && last.member == "other", "{protocol:?}: {effects:?}");
         }
         let repeats = ground.effects().into_iter().filter(|effect| effect.attempt > 1);
         let strange: Vec<_> = repeats.filter(|effect| !at.contains(&effect.partition)).collect();
@@ -59,8 +59,8 @@ async fn f02_f03_killed_mid_batch_another_takes_over_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f04_killed_under_load_what_was_repeated_was_taken_over() {
-    by_each_protocol(|protocol| async move {
-        let ground = Ground::new(protocol, "load", 4).await;
+    by_each_protocol_and_order(|protocol, way| async move {
+        let ground = Ground::by(protocol, way, "load", 4).await;
         let order = |name: &str| Order { slow: Duration::from_millis(5), ..mortal(&ground, name) };
         ground.produce("m", 200).await;
         for round in 0..2 {
@@ -73,7 +73,10 @@ async fn f04_killed_under_load_what_was_repeated_was_taken_over() {
         ground.drained().await;
         for (id, effects) in ground.doubled() {
             // Whoever comes second knows that the first may have had its effect.
-            assert!(effects[1..].iter().all(|again| again.attempt > 1), "{protocol:?}: {id}: {effects:?}");
+            assert!(
+                effects[1..].iter().all(|again| again.took_over && again.attempt > 1),
+                "{protocol:?}: {id}: {effects:?}"
+            );
         }
         ground.assert_ordered();
         last.stop().await;
@@ -83,20 +86,26 @@ async fn f04_killed_under_load_what_was_repeated_was_taken_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f43_ended_by_sigterm_under_load_nothing_is_repeated() {
-    by_each_protocol(|protocol| async move {
-        let ground = Ground::new(protocol, "term", 4).await;
+    by_each_protocol_and_order(|protocol, way| async move {
+        let ground = Ground::by(protocol, way, "term", 4).await;
         let order = |name: &str| Order { slow: Duration::from_millis(5), ..mortal(&ground, name) };
         ground.produce("m", 200).await;
-        let mut handled = 0;
+        let mut handled = 0_i64;
         for round in 0..3 {
             let child = Process::start(&order(&format!("child{round}")));
             let before = ground.by_id().len();
             ground.reach((before + 100).min(ground.produced())).await;
             let report = child.terminate().await;
-            assert_eq!((report["unsettled"], report["failed_commits"], report["redelivered"]), (0, 0, 0), "{report:?}");
-            handled += report["handled"];
+            assert_eq!((report["unsettled"], report["failed_commits"]), (0, 0), "{protocol:?} {way:?}: {report:?}");
+            handled += report["handled"] as i64;
             let committed: i64 = ground.committed().await.iter().sum();
-            assert_eq!(committed, handled as i64, "{protocol:?}: all that was handled is committed, and nothing else");
+            // By partition nothing is finished behind what is not.
+            let exact = way == Way::Partition;
+            assert!(
+                committed <= handled && (!exact || committed == handled),
+                "{protocol:?} {way:?}: {committed} {handled}"
+            );
+            assert!(!exact || report["redelivered"] == 0, "{protocol:?}: {report:?}");
         }
         let last = Task::start(order("last"));
         ground.drained().await;
@@ -134,14 +143,14 @@ async fn f08_f13_a_member_that_stood_still_longer_than_lease_and_session_comes_b
         for (id, effects) in ground.doubled() {
             let (first, late) = (&effects[0], &effects[1]);
             assert!(at.contains(&first.partition) && id.starts_with("gate-"), "{protocol:?}: {id}: {effects:?}");
-            assert!(effects.len() == 2 && first.attempt > 1 && first.member == "other", "{protocol:?}: {effects:?}");
+            assert!(effects.len() == 2 && first.took_over && first.member == "other", "{protocol:?}: {effects:?}");
             assert!(
                 late.member == "zombie" && late.lost,
                 "{protocol:?}: it can be seen before the effect: {effects:?}"
             );
         }
         for partition in at {
-            assert!(ground.by_id()[&format!("gate-before-{partition}")][0].attempt > 1, "{protocol:?}");
+            assert!(ground.by_id()[&format!("gate-before-{partition}")][0].took_over, "{protocol:?}");
         }
         zombie.terminate().await;
         other.stop().await;

@@ -17,6 +17,8 @@ mod groups;
 mod killed;
 mod member;
 mod offsets;
+mod ordering;
+mod outages;
 mod revoked;
 
 /// A member: started by the other tests, not by hand.

@@ -8,10 +8,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use hapax::consumer::{Consumer, ConsumerError, Summary};
+use hapax::consumer::{Consumer, ConsumerError, Handed, Summary};
 use hapax::identity::header;
 use hapax::store::{DedupStore, MemoryStore, MysqlStore, PostgresStore, RedisStore, SqliteStore};
-use hapax::{Claim, Message, Once};
+use hapax::{Claim, Message, Once, Retry, Unavailable};
 use rdkafka::ClientConfig;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +53,31 @@ pub struct Order {
     pub wait: Duration,
     /// Whether handlers of this member wait at messages with the header `gate`.
     pub gates: bool,
+    pub way: Way,
+    /// Messages that one call of the handler takes, where it takes more than one.
+    pub batch: usize,
+    pub step_aside: bool,
+}
+
+/// Which messages wait for which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    #[default]
+    Partition,
+    Key,
+    Unordered,
+}
+
+impl Way {
+    pub const ALL: [Self; 3] = [Self::Partition, Self::Key, Self::Unordered];
+
+    const fn order(self) -> hapax::consumer::Order {
+        match self {
+            Self::Partition => hapax::consumer::Order::Partition,
+            Self::Key => hapax::consumer::Order::Key,
+            Self::Unordered => hapax::consumer::Order::Unordered,
+        }
+    }
 }
 
 impl Default for Order {
@@ -73,6 +98,9 @@ impl Default for Order {
             block: Duration::ZERO,
             wait: Duration::ZERO,
             gates: false,
+            way: Way::Partition,
+            batch: 1,
+            step_aside: false,
         }
     }
 }
@@ -106,6 +134,9 @@ impl Order {
             millis(self.block),
             millis(self.wait),
             self.gates.to_string(),
+            format!("{:?}", self.way),
+            self.batch.to_string(),
+            self.step_aside.to_string(),
         ]
         .join("\n")
     }
@@ -137,6 +168,14 @@ impl Order {
             block: millis(next()),
             wait: millis(next()),
             gates: next() == "true",
+            way: match next().as_str() {
+                "Partition" => Way::Partition,
+                "Key" => Way::Key,
+                "Unordered" => Way::Unordered,
+                other => panic!("no such order: {other}"),
+            },
+            batch: next().parse().unwrap(),
+            step_aside: next() == "true",
         }
     }
 
@@ -153,6 +192,7 @@ impl Order {
             .scope(&*self.group, "effect")
             .identify(header("id"))
             .lease(self.lease)
+            .retry(Retry::fixed(Duration::from_millis(200)).attempts(5))
             .accept_unsafe_settings()
             .build()
             .await
@@ -174,11 +214,24 @@ impl Order {
         for (name, value) in &self.settings {
             config.set(name, value);
         }
-        Consumer::new(config).topics([&*self.topic]).commit_every(self.commit_every).drain_deadline(self.drain)
+        let consumer = Consumer::new(config)
+            .topics([&*self.topic])
+            .order(self.way.order())
+            .commit_every(self.commit_every)
+            .drain_deadline(self.drain);
+        if self.step_aside { consumer.step_aside() } else { consumer }
     }
 
     /// The effect, between two gates.
-    async fn handle(&self, message: &Message, claim: &Claim) {
+    async fn handle(&self, message: &Message, claim: &Claim) -> Result<(), Failure> {
+        if self.folder.join("down").exists() {
+            append(&self.folder.join("asked"), ".");
+            return Err(Unavailable::new("the downstream is down").into());
+        }
+        let fails = message.header("fails").map_or(0, |fails| std::str::from_utf8(fails).unwrap().parse().unwrap());
+        if claim.attempt() <= fails {
+            return Err("it fails".into());
+        }
         if !self.slow.is_zero() && !self.folder.join("hurry").exists() {
             tokio::time::sleep(self.slow).await;
         }
@@ -204,6 +257,7 @@ impl Order {
         if gate == Some(b"after") {
             self.gate(message).await;
         }
+        Ok(())
     }
 
     async fn gate(&self, message: &Message) {
@@ -215,21 +269,30 @@ impl Order {
     }
 
     async fn live(self, shutdown: CancellationToken) -> Result<Summary, ConsumerError> {
-        let once = self.once().await;
+        let (once, consumer, most) = (self.once().await, self.consumer(), self.batch);
         let order = std::sync::Arc::new(self);
-        let handling = once.each({
-            let order = std::sync::Arc::clone(&order);
-            move |message: Message, claim: Claim| {
+        if most > 1 {
+            let batches = move |batch: Vec<Handed>| {
                 let order = std::sync::Arc::clone(&order);
                 async move {
-                    order.handle(&message, &claim).await;
-                    Ok::<_, String>(())
+                    let mut answers = Vec::new();
+                    for Handed { message, claim } in &batch {
+                        answers.push(order.handle(message, claim).await);
+                    }
+                    answers
                 }
-            }
-        });
-        order.consumer().run(handling, shutdown).await
+            };
+            return consumer.run(once.batch(most, batches), shutdown).await;
+        }
+        let one = move |message: Message, claim: Claim| {
+            let order = std::sync::Arc::clone(&order);
+            async move { order.handle(&message, &claim).await }
+        };
+        consumer.run(once.each(one), shutdown).await
     }
 }
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn append(path: &Path, line: &str) {
     // One write each: lines of different processes do not mix.
@@ -261,15 +324,7 @@ pub fn run(order: &str) {
         .try_init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let shutdown = CancellationToken::new();
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
-        tokio::spawn({
-            let shutdown = shutdown.clone();
-            async move {
-                terminate.recv().await;
-                shutdown.cancel();
-            }
-        });
+        let shutdown = hapax::shutdown_signal();
         let report = order.file("report");
         let summary =
             order.live(shutdown).await.unwrap_or_else(|error| panic!("the consumer ended by itself: {error}"));

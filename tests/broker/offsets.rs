@@ -10,7 +10,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::ground::{Ground, Protocol, by, by_each_protocol};
-use crate::member::Task;
+use crate::member::{Task, Way};
 use crate::support::{Kafka, PATIENCE, Record, eventually, unique};
 
 const ROUNDS: i32 = 12;
@@ -112,7 +112,7 @@ async fn f23_a_compacted_topic_with_tombstones_and_repeated_keys() {
         move |protocol: Protocol| {
             let (all, expected) = (Arc::clone(&all), expected.clone());
             async move {
-                let ground = Ground::on(Kafka::at(all.0.bootstrap()), protocol, &all.1, 1).await;
+                let ground = Ground::on(Kafka::at(all.0.bootstrap()), protocol, Way::Partition, &all.1, 1).await;
                 for offset in &expected {
                     ground.record(0, &if *offset < 60 { format!("c-0-{offset}") } else { ids.to_owned() });
                 }
