@@ -1,5 +1,7 @@
 //! The beginning of a partition moves past what was not handled.
 
+use std::time::Duration;
+
 use hapax::consumer::{Finding, OnReset};
 use hapax::{Claim, Message};
 
@@ -25,8 +27,8 @@ async fn messages_deleted_while_nobody_was_there_are_named() {
     assert!(world.effects.each_once());
 }
 
-/// Large messages fetched a few at a time, and handled slowly: retention overtakes the reader.
-async fn overtaken(world: &World, consumer: hapax::Consumer) -> Member {
+/// Large messages fetched a few at a time, and handled slowly: retention overtakes the reader. Behind the gate, each takes `pace`.
+async fn overtaken(world: &World, consumer: hapax::Consumer, pace: Duration) -> Member {
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
     let (effects, held) = (world.effects.clone(), std::sync::Arc::clone(&gate));
     let handling = world.once().await.each(move |message: Message, _: Claim| {
@@ -34,6 +36,7 @@ async fn overtaken(world: &World, consumer: hapax::Consumer) -> Member {
         async move {
             // One passes; the others wait until the gate is opened.
             held.acquire().await.unwrap().forget();
+            tokio::time::sleep(pace).await;
             effects.note_id(&message);
             Ok::<_, String>(())
         }
@@ -65,11 +68,13 @@ async fn large(world: &World) -> rdkafka::ClientConfig {
 async fn a_reader_overtaken_by_retention_ends_with_what_it_missed() {
     let world = World::new(1).await;
     let config = large(&world).await;
-    let member = overtaken(&world, world.consumer(config).partition_messages(8)).await;
+    // So slow that messages are in hand when the gap is found: nobody could deliver them again.
+    let pace = Duration::from_millis(50);
+    let member = overtaken(&world, world.consumer(config).partition_messages(8), pace).await;
     let (_, finding) = member.refused().await;
     let Finding::Deleted { next, low: 380, high: 400 } = finding else { panic!("{finding:?}") };
     assert!(next < 380);
-    // What was handled before is committed, up to the gap and no further.
+    // All that was there before the gap is handled and committed, and nothing beyond.
     world.committed(&[next]).await;
     assert_eq!(world.effects.distinct(), usize::try_from(next).unwrap());
     assert!(world.effects.each_once());
@@ -88,7 +93,8 @@ async fn a_reader_overtaken_by_retention_goes_on_where_that_is_accepted() {
                 config.remove("session.timeout.ms").remove("heartbeat.interval.ms");
             }
         }
-        let member = overtaken(&world, world.consumer(config).partition_messages(8).on_reset(OnReset::Warn)).await;
+        let consumer = world.consumer(config).partition_messages(8).on_reset(OnReset::Warn);
+        let member = overtaken(&world, consumer, Duration::ZERO).await;
         world.committed(&[400]).await;
         eventually(PATIENCE, "the last are handled", async || world.effects.distinct() > 20).await;
         let summary = member.stop().await;
