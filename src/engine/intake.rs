@@ -201,7 +201,10 @@ impl Engine {
             if part.as_ref().is_some_and(is_over)
                 && let Some(part) = part.take()
             {
-                part.lanes.values().for_each(|lane| self.lanes.close(*lane));
+                // In an order that a seed repeats: numbers are given again.
+                let mut lanes: Vec<u32> = part.lanes.into_values().collect();
+                lanes.sort_unstable();
+                lanes.into_iter().for_each(|lane| self.lanes.close(lane));
             }
         }
     }
