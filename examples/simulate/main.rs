@@ -50,7 +50,8 @@ fn arguments() -> Result<Arguments, lexopt::Error> {
             Long("most") => given.most = parser.value()?.parse()?,
             Long("flaw") => {
                 let name = parser.value()?.string()?;
-                given.options.flaws = Flaws::named(&name).ok_or("no such flaw")?;
+                let named = Flaws::all().into_iter().find(|flaws| flaws.name() == name);
+                given.options.flaws = named.ok_or("no such flaw")?;
             }
             Long("help") => {
                 println!("{USAGE}");

@@ -138,10 +138,15 @@ impl Checker {
             }
             What::Over { epoch, .. } => self.epochs[epoch as usize].over = true,
             What::Delivered { message, epoch } => self.delivered(plan, message, epoch),
-            What::Claimed { message, attempt, took_over, again } => self.claimed(plan, message, attempt, took_over, again),
+            What::Claimed { message, attempt, took_over, again } => {
+                self.claimed(plan, message, attempt, took_over, again)
+            }
             What::FoundDead { message } => self.found_dead(plan, message),
             What::Called { running, .. } if running as usize > plan.config.concurrency => {
-                return broken("concurrency", format!("{running} handler calls run at once, {} may", plan.config.concurrency));
+                return broken(
+                    "concurrency",
+                    format!("{running} handler calls run at once, {} may", plan.config.concurrency),
+                );
             }
             What::Began { message, epoch, call } => return self.began(plan, process, message, epoch, call),
             What::Effect { message, .. } => return self.effect(plan, message),
@@ -265,7 +270,10 @@ impl Checker {
             if begun > plan.config.max_attempts + unburnt {
                 return broken(
                     "states",
-                    format!("message {message} is run {begun} times, {unburnt} of them without burning one of its {} attempts", plan.config.max_attempts),
+                    format!(
+                        "message {message} is run {begun} times, {unburnt} of them without burning one of its {} attempts",
+                        plan.config.max_attempts
+                    ),
                 );
             }
         }
@@ -289,7 +297,10 @@ impl Checker {
             let running = self.runs_in(first, process, epoch);
             let through = self.is_over(plan, first, (process, call, epoch));
             if running || !through {
-                return broken("order", format!("message {message} begins before {first}, which lies before it in its lane"));
+                return broken(
+                    "order",
+                    format!("message {message} begins before {first}, which lies before it in its lane"),
+                );
             }
             self.epochs[epoch as usize].lanes[lane].pop_front();
         }
@@ -304,7 +315,10 @@ impl Checker {
             let own = &self.messages[*before as usize];
             let through = self.is_over(plan, *before, (process, call, epoch));
             if !own.running.contains(&(process, call, epoch)) && (!through || self.runs_in(*before, process, epoch)) {
-                return broken("order", format!("message {message} begins before {before}, which lies before it in its lane"));
+                return broken(
+                    "order",
+                    format!("message {message} begins before {before}, which lies before it in its lane"),
+                );
             }
         }
         broken("order", format!("message {message} begins after one behind it in its lane"))
@@ -322,7 +336,8 @@ impl Checker {
             let given_up = twin.given_up.contains(&process) && (policy.on_dead == OnDead::Record || twin.lettered);
             twin.through.contains(&process) || given_up || twin.running.contains(&(process, call, epoch))
         };
-        let copied = plan.mode == Mode::Dedup && plan.twins(message).iter().filter(|twin| **twin != message).any(comes_out);
+        let copied =
+            plan.mode == Mode::Dedup && plan.twins(message).iter().filter(|twin| **twin != message).any(comes_out);
         own.through.contains(&process) || given_up || copied || self.is_through(plan, message, policy)
     }
 
@@ -397,14 +412,20 @@ impl Checker {
                 known.dead = one.body;
                 let letters = self.policies[process as usize].on_dead == OnDead::Letter;
                 if letters && !known.lettered.contains(&one.body) {
-                    return broken("states", format!("message {message} is settled as dead before its letter was written"));
+                    return broken(
+                        "states",
+                        format!("message {message} is settled as dead before its letter was written"),
+                    );
                 }
             }
             Recorded::Released if known.ran => {
                 // Only what needs something that is down, or ends the consumer, is given back after it ran.
                 let ended = known.ended;
                 if ended != Some(Ended::Unavailable) && self.policies[process as usize].on_dead != OnDead::Stop {
-                    return broken("states", format!("message {message} ran ({ended:?}), and its attempt is given back"));
+                    return broken(
+                        "states",
+                        format!("message {message} ran ({ended:?}), and its attempt is given back"),
+                    );
                 }
                 known.unburnt += 1;
             }
@@ -426,10 +447,16 @@ impl Checker {
     fn committed(&mut self, plan: &Plan, process: u32, partition: u32, offset: i64) -> Checked {
         let at = partition as usize;
         if self.owner[at] != process {
-            return broken("commits", format!("offset {offset} of partition {partition} is committed by a process that does not own it"));
+            return broken(
+                "commits",
+                format!("offset {offset} of partition {partition} is committed by a process that does not own it"),
+            );
         }
         if offset < self.committed[at] {
-            return broken("commits", format!("partition {partition}: committed {offset} after {}", self.committed[at]));
+            return broken(
+                "commits",
+                format!("partition {partition}: committed {offset} after {}", self.committed[at]),
+            );
         }
         self.committed[at] = offset;
         let log = &plan.logs[at].messages;
@@ -438,7 +465,9 @@ impl Checker {
             && plan.messages[message as usize].offset < offset
         {
             if !self.is_through(plan, message, policy) {
-                let text = format!("partition {partition}: offset {offset} is committed, message {message} below it is not finished");
+                let text = format!(
+                    "partition {partition}: offset {offset} is committed, message {message} below it is not finished"
+                );
                 return broken("no loss", text);
             }
             self.place[at] += 1;

@@ -13,12 +13,6 @@ use super::process::{Held, NONE, Process};
 use super::store::{Ask, Call, Item};
 use super::world::{Happening, Sent, World};
 
-/// Dead letters on their way.
-#[derive(Clone, Debug)]
-pub struct Letters {
-    pub tickets: Vec<(Ticket, u32)>,
-}
-
 impl World {
     pub fn carry_out(&mut self, process: usize, command: Command) {
         match command {
@@ -36,7 +30,8 @@ impl World {
                 if std::mem::replace(&mut self.processes[process].settling, true) {
                     self.violate("contract", format!("process {process} settles while a settle is on its way"));
                 }
-                let items = ends.into_iter().map(|(ticket, verdict)| self.item(process, ticket, Some(verdict))).collect();
+                let items =
+                    ends.into_iter().map(|(ticket, verdict)| self.item(process, ticket, Some(verdict))).collect();
                 self.call(process, Ask::Settle, items);
             }
             Command::Run(starts) => self.run(process, &starts),
@@ -68,7 +63,13 @@ impl World {
         let (live, run, calls) = (held.live, held.run, held.calls);
         held.live = false;
         if !over && (!live || run != NONE || calls > 0) {
-            let what = if run != NONE { "its handler runs" } else if live { "a call names it" } else { "it is free already" };
+            let what = if run != NONE {
+                "its handler runs"
+            } else if live {
+                "a call names it"
+            } else {
+                "it is free already"
+            };
             self.violate("contract", format!("process {process} puts ticket {} down although {what}", ticket.0));
         }
         self.processes[process].free.push(Reverse(ticket.0));
@@ -240,7 +241,8 @@ impl World {
 
     /// A lease ran out: fine, unless its holder is well and nothing kept it from renewing it.
     fn look_at_lease(&mut self, key: u32, token: Token) {
-        let of = |held: &Held| self.plan.messages[held.message as usize].identity.map(|one| self.flaws.key(&self.plan, one));
+        let of =
+            |held: &Held| self.plan.messages[held.message as usize].identity.map(|one| self.flaws.key(&self.plan, one));
         let holds = |one: &Process| {
             let held = |held: &Held| held.live && held.token == Some(token) && of(held) == Some(key);
             one.alive && one.owner == token.owner.get() && one.held.iter().any(held)
@@ -248,7 +250,10 @@ impl World {
         let Some(process) = self.processes.iter().position(holds) else { return };
         let excuse = self.excuse.max(self.processes[process].paused_until);
         if self.now > excuse + self.plan.lease {
-            self.violate("effects", format!("a lease of process {process} ran out, which holds it and could have renewed it"));
+            self.violate(
+                "effects",
+                format!("a lease of process {process} ran out, which holds it and could have renewed it"),
+            );
         }
     }
 
@@ -291,7 +296,9 @@ impl World {
             {
                 token = record.token();
             }
-            if self.flaws.driver == Some(DriverFlaw::DeleteOnError) && matches!(item.verdict, Some(Verdict::Failed { .. })) {
+            if self.flaws.driver == Some(DriverFlaw::DeleteOnError)
+                && matches!(item.verdict, Some(Verdict::Failed { .. }))
+            {
                 self.store.records[item.key as usize] = None;
                 item.settled = Some(Settled::Recorded);
                 continue;
@@ -372,7 +379,8 @@ impl World {
             }
             Some(ClaimOutcome::Duplicate { first, .. }) => {
                 let origin = &first.origin;
-                let same = origin.topic == log.topic && origin.partition == log.number && origin.offset == message.offset;
+                let same =
+                    origin.topic == log.topic && origin.partition == log.number && origin.offset == message.offset;
                 if same { Answer::Redelivered } else { Answer::SameId }
             }
             Some(ClaimOutcome::InFlight { remaining }) => Answer::InFlight { remaining: *remaining },
@@ -390,7 +398,10 @@ impl World {
         let most = 16 + 4 * (config.concurrency * config.batch.unwrap_or(1) + 2 * config.claims);
         let unbegun = self.processes[process].unbegun as usize;
         if unbegun > most {
-            self.violate("concurrency", format!("process {process} holds {unbegun} claims that it has not begun, {most} at most may be"));
+            self.violate(
+                "concurrency",
+                format!("process {process} holds {unbegun} claims that it has not begun, {most} at most may be"),
+            );
         }
     }
 
@@ -438,47 +449,5 @@ impl World {
         tickets.iter().for_each(|ticket| self.processes[process].get(*ticket).calls -= 1);
         self.call(process, Ask::Extend, items);
         self.arm_renew(process);
-    }
-
-    fn send_letters(&mut self, process: usize, tickets: impl Iterator<Item = Ticket>) {
-        let mut letters = Vec::new();
-        for ticket in tickets {
-            let held = self.processes[process].get(ticket);
-            held.calls += 1;
-            letters.push((ticket, held.message));
-        }
-        let down = self.now < self.broker_down_until || self.random.chance(self.weather.letter_fails);
-        let lost = self.random.chance(self.weather.letter_reply_lost);
-        let there = self.random.between(100, 8 * MS);
-        self.letters.push(Letters { tickets: letters });
-        let index = self.letters.len() as u32 - 1;
-        if down {
-            self.at(self.now + there * 4, Sent::To(process as u32), Happening::Lettered { index, acknowledged: false });
-            return;
-        }
-        self.at(self.now + there, Sent::World(process as u32), Happening::LettersArrive(index));
-        let back = if lost { self.random.between(100 * MS, SECOND) } else { there * 2 };
-        self.at(self.now + back, Sent::To(process as u32), Happening::Lettered { index, acknowledged: !lost });
-    }
-
-    pub fn letters_arrive(&mut self, process: usize, index: u32) {
-        let letters = self.letters[index as usize].tickets.clone();
-        letters.iter().for_each(|(_, message)| self.log(process, What::Lettered { message: *message }));
-    }
-
-    pub fn lettered(&mut self, process: usize, index: u32, acknowledged: bool) {
-        let tickets: Vec<Ticket> = self.letters[index as usize].tickets.iter().map(|(ticket, _)| *ticket).collect();
-        for ticket in &tickets {
-            self.processes[process].get(*ticket).calls -= 1;
-        }
-        if self.crash_at_step(process) {
-            return;
-        }
-        if acknowledged {
-            self.feed(process, Event::DeadLettered(tickets));
-        } else {
-            let random = self.random.next();
-            self.feed(process, Event::DeadLetterFailed { tickets, random });
-        }
     }
 }

@@ -72,10 +72,6 @@ impl Flaws {
         }
     }
 
-    pub fn named(name: &str) -> Option<Self> {
-        Self::all().into_iter().find(|flaws| flaws.name() == name)
-    }
-
     /// The number of the record that an identity has.
     pub fn key(&self, plan: &Plan, identity: u32) -> u32 {
         if self.driver == Some(DriverFlaw::JoinedKey) { plan.joined(identity) } else { identity }

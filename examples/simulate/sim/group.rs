@@ -185,15 +185,21 @@ impl World {
         let eager = self.plan.protocol == Protocol::Eager;
         for (at, target) in targets.into_iter().enumerate() {
             let taken = |partition: &u32| {
-                self.group.members.iter().enumerate().any(|(other, member)| other != at && member.owned.contains(partition))
+                self.group
+                    .members
+                    .iter()
+                    .enumerate()
+                    .any(|(other, member)| other != at && member.owned.contains(partition))
             };
-            let given: Vec<u32> = if eager { target } else { target.into_iter().filter(|partition| !taken(partition)).collect() };
+            let given: Vec<u32> =
+                if eager { target } else { target.into_iter().filter(|partition| !taken(partition)).collect() };
             let member = &mut self.group.members[at];
             let process = member.process as usize;
             member.generation = generation;
             let fresh: Vec<u32> = given.iter().copied().filter(|partition| !member.owned.contains(partition)).collect();
             // What it is to give up stays its own until it joins again.
-            let revoke: Vec<u32> = member.owned.iter().copied().filter(|partition| !given.contains(partition)).collect();
+            let revoke: Vec<u32> =
+                member.owned.iter().copied().filter(|partition| !given.contains(partition)).collect();
             member.owned.extend(&fresh);
             fresh.iter().for_each(|partition| self.log(process, What::Granted { partition: *partition }));
             self.respond(process, Response { join: 0, generation, add: given, revoke, whole: true });

@@ -118,7 +118,9 @@ impl World {
             Kind::Poison => outcome(Ended::Failed, false),
             Kind::Fatal => outcome(Ended::Fatal, false),
             Kind::Flaky if self.random.chance(5_000) => outcome(Ended::Failed, false),
-            Kind::Flaky | Kind::Plain if self.random.chance(self.weather.handler_fails) => outcome(Ended::Failed, false),
+            Kind::Flaky | Kind::Plain if self.random.chance(self.weather.handler_fails) => {
+                outcome(Ended::Failed, false)
+            }
             Kind::Flaky | Kind::Plain if self.random.chance(self.weather.fails_after_effect) => {
                 // A transaction takes its effect back.
                 outcome(Ended::Failed, self.plan.mode != Mode::Transaction)

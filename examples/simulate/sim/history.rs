@@ -33,41 +33,95 @@ pub enum Recorded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     /// A process began, under this owner, in this place.
-    Started { place: u32 },
+    Started {
+        place: u32,
+    },
     Crashed,
     /// It ended in good order.
     Left,
     Fault(Fault),
     Healed,
     /// The coordinator gave it a partition, or took it back.
-    Granted { partition: u32 },
-    Ungranted { partition: u32 },
+    Granted {
+        partition: u32,
+    },
+    Ungranted {
+        partition: u32,
+    },
     /// It heard of its partition.
-    Assigned { partition: u32, epoch: u32 },
+    Assigned {
+        partition: u32,
+        epoch: u32,
+    },
     /// Its assignment is over from here on; `lost`: before it could do anything about it.
-    Over { epoch: u32, lost: bool },
-    Delivered { message: u32, epoch: u32 },
+    Over {
+        epoch: u32,
+        lost: bool,
+    },
+    Delivered {
+        message: u32,
+        epoch: u32,
+    },
     /// The store granted a claim; `again`: the owner held it.
-    Claimed { message: u32, attempt: u32, took_over: bool, again: bool },
+    Claimed {
+        message: u32,
+        attempt: u32,
+        took_over: bool,
+        again: bool,
+    },
     /// The store has the message as dead, its attempts being used up.
-    FoundDead { message: u32 },
+    FoundDead {
+        message: u32,
+    },
     /// A handler call began, the process now running so many.
-    Called { call: u32, running: u32 },
+    Called {
+        call: u32,
+        running: u32,
+    },
     /// A handler began with a message, in that call.
-    Began { message: u32, epoch: u32, call: u32 },
-    Effect { message: u32, epoch: u32 },
-    Ended { message: u32, epoch: u32, how: Ended, effect: bool },
+    Began {
+        message: u32,
+        epoch: u32,
+        call: u32,
+    },
+    Effect {
+        message: u32,
+        epoch: u32,
+    },
+    Ended {
+        message: u32,
+        epoch: u32,
+        how: Ended,
+        effect: bool,
+    },
     /// A store call for a message took effect.
-    Settled { message: u32, recorded: Recorded },
+    Settled {
+        message: u32,
+        recorded: Recorded,
+    },
     /// A dead letter was appended.
-    Lettered { message: u32 },
+    Lettered {
+        message: u32,
+    },
     /// The engine says that it is done with a message.
-    Finished { message: u32, ending: Ending },
+    Finished {
+        message: u32,
+        ending: Ending,
+    },
     /// The engine asked for a commit.
-    Asked { epoch: u32, offset: i64 },
+    Asked {
+        epoch: u32,
+        offset: i64,
+    },
     /// The broker recorded a commit; refused it.
-    Committed { partition: u32, offset: i64 },
-    Refused { partition: u32, offset: i64 },
+    Committed {
+        partition: u32,
+        offset: i64,
+    },
+    Refused {
+        partition: u32,
+        offset: i64,
+    },
     /// The member found that it was removed from the group.
     Fenced,
     Note(&'static str),

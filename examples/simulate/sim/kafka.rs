@@ -160,7 +160,8 @@ impl World {
         }
         match self.plan.protocol {
             Protocol::Next => self.reconcile(process),
-            Protocol::Eager | Protocol::Cooperative if !self.group.is_preparing() || self.group.has_joined(process) => {}
+            Protocol::Eager | Protocol::Cooperative if !self.group.is_preparing() || self.group.has_joined(process) => {
+            }
             Protocol::Eager if !self.processes[process].kafka.owned.is_empty() => {
                 let epochs = self.processes[process].kafka.owned.iter().map(|owned| owned.epoch).collect();
                 self.begin_revoke(process, epochs, true);
@@ -221,7 +222,8 @@ impl World {
         let kafka = &mut self.processes[process].kafka;
         let is_it = match &kafka.busy {
             Busy::Revoking { epochs: own, .. } => {
-                own.len() == epochs.len() && epochs.iter().all(|epoch| own.iter().any(|own| u64::from(*own) == epoch.get()))
+                own.len() == epochs.len()
+                    && epochs.iter().all(|epoch| own.iter().any(|own| u64::from(*own) == epoch.get()))
             }
             Busy::Free | Busy::Ending => false,
         };
@@ -324,7 +326,8 @@ impl World {
             self.next_epoch += 1;
             let committed = self.committed[at];
             let log = &self.plan.logs[at];
-            let place = log.messages.partition_point(|message| self.plan.messages[*message as usize].offset < committed);
+            let place =
+                log.messages.partition_point(|message| self.plan.messages[*message as usize].offset < committed);
             let known = committed > 0 && !self.random.chance(self.weather.committed_unknown);
             assigned.push(Assigned {
                 topic: log.topic.clone(),

@@ -5,22 +5,25 @@
 //!
 //! ```text
 //!   plan.rs      what the seed decides: messages, settings, weather, faults
-//!   world.rs     the queue of events, faults, beginnings and ends
+//!   world.rs     the queue of events, beginnings and ends
+//!   faults.rs    what strikes from outside
 //!   process.rs   one process: an engine and what its driver keeps
 //!   kafka.rs     its Kafka thread            group.rs   the coordinator
 //!   drive.rs     its calls to the store      store.rs   the store, on the crate's pure record rules
-//!   handlers.rs  its handlers
+//!   handlers.rs  its handlers             letters.rs  its dead letters
 //!   history.rs   what happened               check.rs   the invariants
 //!   flaws.rs     bugs to build in            run.rs     seeds, one or many
 //! ```
 
 pub mod check;
 pub mod drive;
+pub mod faults;
 pub mod flaws;
 pub mod group;
 pub mod handlers;
 pub mod history;
 pub mod kafka;
+pub mod letters;
 pub mod plan;
 pub mod process;
 pub mod random;

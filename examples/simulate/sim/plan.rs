@@ -376,7 +376,6 @@ fn messages(r: &mut Random, plan: &mut Plan) {
         .map(|_| if r.chance(at_once) { 0 } else { r.below(plan.heal_at.max(2) / 250_000) * 200_000 })
         .collect();
     times.sort_unstable();
-    let mut bodies = 0;
     let near = r.pick(&[20, 1_000]);
     for (number, at) in times.into_iter().enumerate() {
         let partition = r.index(plan.logs.len());
@@ -386,9 +385,9 @@ fn messages(r: &mut Random, plan: &mut Plan) {
             plan.identities += 1;
             (plan.identities - 1) as u32
         };
-        bodies += 1;
+        let body = number as u32 + 1;
         let mut message =
-            Message { partition, offset: 0, identity: None, body: bodies, lane, kind: Kind::Plain, bytes: 200, at };
+            Message { partition, offset: 0, identity: None, body, lane, kind: Kind::Plain, bytes: 200, at };
         let copied = earlier.map(|earlier| plan.messages[earlier].clone());
         match copied {
             Some(copied) if r.chance(copies) => {

@@ -78,7 +78,10 @@ pub enum Request {
 pub enum Busy {
     Free,
     /// In the revoke callback.
-    Revoking { epochs: Vec<u32>, rejoin: bool },
+    Revoking {
+        epochs: Vec<u32>,
+        rejoin: bool,
+    },
     /// Closing.
     Ending,
 }
@@ -201,8 +204,7 @@ impl Process {
 
     /// A number for a message.
     pub fn take(&mut self, message: u32, epoch: u32) -> Ticket {
-        let held =
-            Held { message, epoch, live: true, token: None, attempt: 0, begun: false, run: NONE, calls: 0 };
+        let held = Held { message, epoch, live: true, token: None, attempt: 0, begun: false, run: NONE, calls: 0 };
         if let Some(Reverse(ticket)) = self.free.pop() {
             self.held[ticket as usize] = held;
             return Ticket(ticket);

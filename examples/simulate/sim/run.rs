@@ -55,7 +55,11 @@ pub fn seed(seed: u64, options: &Options) -> Report {
     if options.verbose || violation.is_some() {
         trace.push(world.plan.summary());
         if options.verbose {
-            trace.extend((0..).zip(&world.plan.messages).map(|(number, message): (u32, _)| format!("message {number}: {message:?}")));
+            trace.extend(
+                (0..)
+                    .zip(&world.plan.messages)
+                    .map(|(number, message): (u32, _)| format!("message {number}: {message:?}")),
+            );
         }
         let lines = match &world.verbose {
             Some(lines) => lines.clone(),

@@ -85,15 +85,19 @@ impl Store {
     }
 
     /// Ends a claim. Answers the state before and after.
-    pub fn settle(&mut self, now: Micros, item: &mut Item, sighting: Sighting, token: Token) -> (Option<State>, Option<State>) {
+    pub fn settle(
+        &mut self,
+        now: Micros,
+        item: &mut Item,
+        sighting: Sighting,
+        token: Token,
+    ) -> (Option<State>, Option<State>) {
         let now = self.now(now);
         let place = &mut self.records[item.key as usize];
         let before = place.as_ref().map(|record| record.state);
         let verdict = match item.verdict {
             Some(Verdict::Succeeded) | None => record::Verdict::Succeeded { result: None },
-            Some(Verdict::Failed { retry_in }) => {
-                record::Verdict::Failed { retry_in, max_attempts: self.max_attempts }
-            }
+            Some(Verdict::Failed { retry_in }) => record::Verdict::Failed { retry_in, max_attempts: self.max_attempts },
             Some(Verdict::Released) => record::Verdict::Released,
             Some(Verdict::Dead) => record::Verdict::Dead,
         };

@@ -8,13 +8,13 @@ use std::time::Duration;
 use hapax::engine::{Command, Config, Event, OnDead};
 
 use super::check::{Checker, Policy};
-use super::drive::Letters;
 use super::flaws::{DriverFlaw, Flaws};
 use super::group::{Group, Response};
 use super::history::{Entry, Violation, What};
 use super::kafka::Commit;
-use super::plan::{Fault, MS, Micros, Plan, SECOND, Weather};
-use super::process::{Busy, Process};
+use super::letters::Letters;
+use super::plan::{MS, Micros, Plan, SECOND, Weather};
+use super::process::Process;
 use super::random::Random;
 use super::store::{Call, Store};
 
@@ -63,10 +63,10 @@ pub enum Happening {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Place {
-    process: Option<usize>,
+pub struct Place {
+    pub process: Option<usize>,
     /// Whoever ends here is started again.
-    wanted: bool,
+    pub wanted: bool,
 }
 
 #[derive(Debug)]
@@ -91,11 +91,11 @@ pub struct World {
     is_over: bool,
     stopped: bool,
     pub crashes: u64,
-    crashes_left: u32,
+    pub crashes_left: u32,
     pub retry_longest: u64,
 
     pub processes: Vec<Process>,
-    places: Vec<Place>,
+    pub places: Vec<Place>,
     pub next_epoch: u32,
     pub calls_begun: u32,
 
@@ -108,7 +108,7 @@ pub struct World {
 
     /// Messages produced so far, by partition.
     pub visible: Vec<usize>,
-    produced: usize,
+    pub produced: usize,
     pub committed: Vec<i64>,
     pub commits: Vec<Commit>,
     pub letters: Vec<Letters>,
@@ -342,7 +342,10 @@ impl World {
             let one = &mut self.processes[process];
             one.ticks_now = if one.tick_at == Some(self.now) { one.ticks_now + 1 } else { 0 };
             if one.ticks_now > 100 {
-                self.violate("liveness", format!("the engine of process {process} asks for a tick now, again and again"));
+                self.violate(
+                    "liveness",
+                    format!("the engine of process {process} asks for a tick now, again and again"),
+                );
             }
         } else {
             self.arm_tick(process);
@@ -424,103 +427,6 @@ impl World {
         }
     }
 
-    fn produce(&mut self) {
-        while let Some(message) = self.plan.messages.get(self.produced)
-            && message.at <= self.now
-        {
-            self.visible[message.partition] += 1;
-            self.produced += 1;
-        }
-        if let Some(message) = self.plan.messages.get(self.produced) {
-            self.at(message.at, Sent::World(0), Happening::Produce);
-        }
-        self.arm_polls();
-    }
-
-    fn arm_polls(&mut self) {
-        for place in 0..self.places.len() {
-            if let Some(process) = self.places[place].process {
-                self.arm_poll(process);
-            }
-        }
-    }
-
-    fn strike(&mut self, fault: Fault) {
-        let now = self.now;
-        let process = match fault {
-            Fault::Crash(place) | Fault::Pause(place, _) | Fault::Stall(place, _) | Fault::Jump(place, _) | Fault::Again(place) => {
-                match self.places[place].process {
-                    Some(process) => process,
-                    None => return,
-                }
-            }
-            _ => 0,
-        };
-        self.log(process, What::Fault(fault));
-        match fault {
-            Fault::Crash(_) => self.crash(process),
-            Fault::Pause(_, long) => {
-                let one = &mut self.processes[process];
-                one.paused_until = one.paused_until.max(now + long);
-            }
-            Fault::Stall(_, long) => {
-                let one = &mut self.processes[process];
-                if !one.is_stalled(now) {
-                    one.stalled_since = now;
-                }
-                one.stalled_until = one.stalled_until.max(now + long);
-                let until = one.stalled_until;
-                self.at(until, Sent::To(process as u32), Happening::Poll);
-                self.at(until, Sent::To(process as u32), Happening::Requests);
-            }
-            Fault::Jump(_, far) => self.processes[process].ahead += far,
-            Fault::StoreJump(far) => {
-                self.store.ahead += far;
-                self.excuse = self.excuse.max(now);
-            }
-            Fault::StoreDown(long) => {
-                self.store.down_until = self.store.down_until.max(now + long);
-                self.excuse = self.excuse.max(self.store.down_until);
-            }
-            Fault::DownstreamDown(long) => self.downstream_down_until = self.downstream_down_until.max(now + long),
-            Fault::BrokerDown(long) => self.broker_down_until = self.broker_down_until.max(now + long),
-            Fault::Join(place) => {
-                self.places[place].wanted = true;
-                self.at(now, Sent::World(0), Happening::Start(place as u32));
-            }
-            Fault::Leave(place) => {
-                self.places[place].wanted = false;
-                if let Some(process) = self.places[place].process {
-                    self.at(now, Sent::To(process as u32), Happening::Close);
-                }
-            }
-            Fault::Again(_) => {
-                let kafka = &self.processes[process].kafka;
-                let is_free = kafka.busy == Busy::Free && kafka.commits_out == 0 && kafka.member && !kafka.waiting;
-                let paused = now < self.processes[process].paused_until;
-                if is_free && !paused && self.group.accepts(process, kafka.generation) {
-                    let partitions: Vec<u32> = kafka.owned.iter().map(|owned| owned.partition as u32).collect();
-                    if !partitions.is_empty() {
-                        self.assign(process, &partitions);
-                    }
-                }
-            }
-        }
-    }
-
-    /// No fault strikes any more.
-    fn heal(&mut self) {
-        self.is_healed = true;
-        self.log(0, What::Healed);
-        self.weather = Weather::default();
-        self.crashes_left = 0;
-        if self.places.iter().all(|place| !place.wanted) {
-            self.places[0].wanted = true;
-            self.at(self.now, Sent::World(0), Happening::Start(0));
-        }
-        self.look_for_end();
-    }
-
     /// Whether everything is committed: then all processes are closed.
     pub fn look_for_end(&mut self) {
         if self.is_over || self.produced < self.plan.messages.len() {
@@ -542,7 +448,11 @@ impl World {
     /// Messages behind each committed offset.
     fn lags(&self) -> Vec<usize> {
         let lag = |(log, committed): (&super::plan::Log, &i64)| {
-            log.messages.iter().rev().take_while(|message| self.plan.messages[**message as usize].offset >= *committed).count()
+            log.messages
+                .iter()
+                .rev()
+                .take_while(|message| self.plan.messages[**message as usize].offset >= *committed)
+                .count()
         };
         self.plan.logs.iter().zip(&self.committed).map(lag).collect()
     }
@@ -570,7 +480,10 @@ impl World {
     fn look_at_what_is_left(&mut self) {
         let open = self.checker.open(&self.plan);
         if !open.is_empty() && self.flaws.driver != Some(DriverFlaw::JoinedKey) {
-            self.violate("liveness", format!("identities {open:?} are neither succeeded nor dead, and nobody will look at them again"));
+            self.violate(
+                "liveness",
+                format!("identities {open:?} are neither succeeded nor dead, and nobody will look at them again"),
+            );
         }
         if self.lags().iter().any(|lag| *lag > 0) {
             self.violate("liveness", format!("nothing happens any more, and lags are {:?}", self.lags()));
