@@ -1,7 +1,7 @@
 //! Processes killed at every point of handling a message, on real stores: what a kill leaves behind, and who goes on.
 //!
 //! The table: four points to be killed at × the same member starts again, or another one that stands by takes over × the
-//! lease still runs, or has run out × the way in (a loop of one's own, a consumer's lane) × the store. A member is this test
+//! lease still runs, or has run out × the way in (a loop of one's own, a batch) × the store. A member is this test
 //! binary run as a process of its own. Effects and offsets are lines in files. The points to be killed at are in the
 //! store and the handler of the test; the crate has no hooks.
 
@@ -37,8 +37,8 @@ fn sqlite_loop_killed_at_every_point() {
 
 #[cfg(feature = "sqlite")]
 #[test]
-fn sqlite_lane_killed_at_every_point() {
-    sqlite(Way::Lane);
+fn sqlite_batch_killed_at_every_point() {
+    sqlite(Way::Batch);
 }
 
 #[cfg(feature = "postgres")]

@@ -11,7 +11,6 @@ use hapax::message::Parts;
 use hapax::record::{ClaimOutcome, Extend, ExtendOutcome, Record, RequeueOutcome, Settle, SettleOutcome, Terms};
 use hapax::store::{Ask, Batch, DedupStore, Description, Purged, Report, Retention, StoreError};
 use hapax::{Claim, Once};
-use tokio_util::sync::CancellationToken;
 
 use crate::table::{MESSAGES, Point, TARGET, Way};
 
@@ -37,7 +36,7 @@ impl Order {
             url: next(),
             group: next(),
             lease: Duration::from_millis(next().parse().unwrap()),
-            way: if next() == "Loop" { Way::Loop } else { Way::Lane },
+            way: if next() == "Loop" { Way::Loop } else { Way::Batch },
             dir: next().into(),
             name: next(),
             killed_at: match next().as_str() {
@@ -114,22 +113,16 @@ async fn live(order: Order) {
                 commit(&order.dir, at + 1);
             }
         }
-        Way::Lane => {
+        Way::Batch => {
             let messages: Vec<Parts> = (from..MESSAGES).map(message).collect();
             let effect = &effect;
-            let each = once.each(|message: Parts, _: Claim| async move {
+            let handled = once.handle_batch(&messages, |message: &Parts, _: Claim| async move {
                 use hapax::message::MessageView;
                 effect(message.offset() as usize);
                 Ok::<_, String>(())
             });
-            let mut finished = vec![false; messages.len()];
-            each.handle_each(&messages, &CancellationToken::new(), |at, _| {
-                finished[at] = true;
-                let prefix = finished.iter().take_while(|finished| **finished).count();
-                commit(&order.dir, from + prefix);
-            })
-            .await
-            .unwrap();
+            assert!(handled.await.all_finished());
+            commit(&order.dir, MESSAGES);
         }
     }
     assert!(order.killed_at.is_none(), "it was not killed");

@@ -31,7 +31,7 @@ pub enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Loop,
-    Lane,
+    Batch,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -193,8 +193,8 @@ fn check(case: &Case, world: &World) {
     let expected = if case.point == Point::AfterEffect { 2 } else { 1 };
     assert_eq!(effects[TARGET], expected, "{case:?}: effects {effects:?}");
     for (message, effects) in effects.iter().enumerate().filter(|(message, _)| *message != TARGET) {
-        // A lane settles several together: what ended just before the kill may not have been told.
-        let most = if case.way == Way::Lane && message < TARGET && case.point == Point::AfterEffect { 2 } else { 1 };
+        // A batch is settled together: what ended just before the kill may not have been told.
+        let most = if case.way == Way::Batch && message < TARGET && case.point == Point::AfterEffect { 2 } else { 1 };
         assert!((1..=most).contains(effects), "{case:?}: {effects} effects of message {message}");
     }
 
