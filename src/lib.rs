@@ -58,6 +58,10 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+/// Tests in here share helpers with those in `tests/`.
+#[cfg(test)]
+extern crate self as hapax;
+
 #[cfg(feature = "kafka")]
 pub mod consumer;
 #[cfg(feature = "simulator")]

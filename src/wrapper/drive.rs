@@ -90,7 +90,10 @@ pub trait Hands<S> {
 /// What came of asking for claims.
 #[derive(Debug)]
 pub struct ClaimReply {
-    pub(super) tickets: Vec<Ticket>,
+    /// Those asked for, in the order given.
+    pub(super) asked: Vec<Ticket>,
+    /// For each answer, which of these it is about.
+    pub(super) places: Vec<usize>,
     /// Those in another hand of this process.
     pub(super) busy: Vec<Ticket>,
     pub(super) sent: Instant,
@@ -117,7 +120,7 @@ pub trait Records: Send + Sync + 'static {
     /// Asks for claims, once.
     fn claim(&self, hands: &mut dyn Hands<Self::State>, tickets: &[Ticket], attempts: NonZeroU32) -> Call<ClaimReply>;
 
-    /// Notes what came of it: an answer for each message, in any order, or why there is none.
+    /// Notes what came of it: an answer for each message, in the order asked but for those in another hand, or why there is none.
     fn claimed(
         &self,
         hands: &mut dyn Hands<Self::State>,
@@ -225,7 +228,8 @@ impl Records for Nobody {
 
     fn claim(&self, _: &mut dyn Hands<()>, tickets: &[Ticket], _: NonZeroU32) -> Call<ClaimReply> {
         let busy = tickets.to_vec();
-        Box::pin(async { ClaimReply { tickets: Vec::new(), busy, sent: Instant::now(), answer: Ok(Vec::new()) } })
+        let (asked, places) = (Vec::new(), Vec::new());
+        Box::pin(async { ClaimReply { asked, places, busy, sent: Instant::now(), answer: Ok(Vec::new()) } })
     }
 
     fn claimed(&self, _: &mut dyn Hands<()>, reply: ClaimReply) -> Result<Vec<(Ticket, Answer)>, StoreError> {
@@ -246,12 +250,7 @@ impl Records for Nobody {
 
     fn not_begun(&self, (): &mut ()) {}
 
-    fn settle(
-        &self,
-        _: &mut dyn Hands<()>,
-        ends: &[(Ticket, engine::Verdict)],
-        _: NonZeroU32,
-    ) -> Call<SettleReply> {
+    fn settle(&self, _: &mut dyn Hands<()>, ends: &[(Ticket, engine::Verdict)], _: NonZeroU32) -> Call<SettleReply> {
         let unheld = ends.iter().map(|(ticket, _)| *ticket).collect();
         Box::pin(async { SettleReply { tickets: Vec::new(), unheld, answer: Ok(Vec::new()) } })
     }

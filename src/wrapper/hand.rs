@@ -205,7 +205,6 @@ impl Records for Once {
             Some(Ask::from(seat.sighting.clone()))
         });
         let Gathered { batch: asks, places, .. } = Batch::gather(asks);
-        let tickets = places.into_iter().filter_map(|place| entered.get(place).copied()).collect();
         let terms = Terms { max_attempts: attempts, ..shared.terms };
         Box::pin(async move {
             let sent = Instant::now();
@@ -214,30 +213,34 @@ impl Records for Once {
             } else {
                 shared.once("claim", asks.len(), shared.store.claim(&terms, &asks)).await
             };
-            ClaimReply { tickets, busy, sent, answer }
+            ClaimReply { asked: entered, places, busy, sent, answer }
         })
     }
 
-    fn claimed(
-        &self,
-        hands: &mut dyn Hands<InHand>,
-        reply: ClaimReply,
-    ) -> Result<Vec<(Ticket, Answer)>, StoreError> {
-        let ClaimReply { tickets, busy, sent, answer } = reply;
-        let outcomes = match answer {
-            Ok(outcomes) => outcomes,
+    fn claimed(&self, hands: &mut dyn Hands<InHand>, reply: ClaimReply) -> Result<Vec<(Ticket, Answer)>, StoreError> {
+        let ClaimReply { asked, places, busy, sent, answer } = reply;
+        let mut outcomes: Vec<Option<ClaimOutcome>> = asked.iter().map(|_| None).collect();
+        match answer {
+            Ok(answered) => {
+                for (place, outcome) in places.into_iter().zip(answered) {
+                    if let Some(own) = outcomes.get_mut(place) {
+                        *own = Some(outcome);
+                    }
+                }
+            }
             Err(error) => {
                 self.store_failed("claim", &error);
-                self.leave(hands, &tickets);
+                self.leave(hands, &asked);
                 return Err(error);
             }
-        };
-        let mut answers = Vec::with_capacity(tickets.len() + busy.len());
-        let mut grants = Vec::with_capacity(tickets.len());
-        let mut slots = Vec::with_capacity(tickets.len());
+        }
+        let mut answers = Vec::with_capacity(asked.len() + busy.len());
+        let mut grants = Vec::with_capacity(asked.len());
+        let mut slots = Vec::with_capacity(asked.len());
         let mut left = Vec::new();
         let mut took_over = 0;
-        for (ticket, outcome) in tickets.into_iter().zip(outcomes) {
+        for (ticket, outcome) in asked.into_iter().zip(outcomes) {
+            let Some(outcome) = outcome else { continue };
             let Some(state) = hands.hand(ticket) else { continue };
             match (&outcome, &state.what) {
                 (ClaimOutcome::Acquired(grant), What::Known(seat)) => {
@@ -366,11 +369,7 @@ impl Records for Once {
         })
     }
 
-    fn settled(
-        &self,
-        hands: &mut dyn Hands<InHand>,
-        reply: SettleReply,
-    ) -> Result<Vec<(Ticket, Settled)>, StoreError> {
+    fn settled(&self, hands: &mut dyn Hands<InHand>, reply: SettleReply) -> Result<Vec<(Ticket, Settled)>, StoreError> {
         let SettleReply { tickets, unheld, answer } = reply;
         let outcomes = answer.inspect_err(|error| self.store_failed("settle", error))?;
         let (mut late, mut refused) = (0, 0);
@@ -428,13 +427,7 @@ impl Records for Once {
         state.dead_after
     }
 
-    fn explain(
-        &self,
-        message: &dyn MessageView,
-        state: &InHand,
-        cause: Cause,
-        last: Option<&Fault>,
-    ) -> Unfinished {
+    fn explain(&self, message: &dyn MessageView, state: &InHand, cause: Cause, last: Option<&Fault>) -> Unfinished {
         let at = || At(self.shared.origin(message));
         match (cause, &state.what, &state.first) {
             (Cause::Identity, What::Refused(error), _) => {
@@ -452,4 +445,3 @@ impl Records for Once {
         left.handled.len() as u64 + left.claims as u64
     }
 }
-

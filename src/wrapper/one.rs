@@ -27,13 +27,8 @@ use crate::store::StoreError;
 pub(super) enum Halt<E> {
     Handler(Failure<E>),
     LeaseLost(Failure<E>),
-    Store {
-        stage: Stage,
-        error: StoreError,
-    },
-    Conflict {
-        first: Seen,
-    },
+    Store { stage: Stage, error: StoreError },
+    Conflict { first: Seen },
 }
 
 impl<E: HandlerError> Halt<E> {

@@ -238,12 +238,7 @@ pub(super) enum Next {
 
 impl Seats {
     /// Tells the store that the handler of a message failed, and says what follows.
-    pub(super) async fn fail(
-        &mut self,
-        at: usize,
-        class: ErrorClass,
-        patience: Duration,
-    ) -> Result<Next, StoreError> {
+    pub(super) async fn fail(&mut self, at: usize, class: ErrorClass, patience: Duration) -> Result<Next, StoreError> {
         let shared = Arc::clone(&self.shared);
         shared.counters.failed.one();
         let attempt = self.attempt(at);

@@ -174,11 +174,7 @@ impl Shared {
     }
 
     /// Claims a batch. Answers in the batch's order.
-    pub(super) async fn claim(
-        &self,
-        asks: &Batch<Ask>,
-        patience: Duration,
-    ) -> Result<Vec<ClaimOutcome>, StoreError> {
+    pub(super) async fn claim(&self, asks: &Batch<Ask>, patience: Duration) -> Result<Vec<ClaimOutcome>, StoreError> {
         self.ask("claim", asks.len(), patience, || self.store.claim(&self.terms, asks)).await
     }
 

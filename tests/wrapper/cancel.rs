@@ -8,7 +8,6 @@ use std::time::Duration;
 use hapax::message::Parts;
 use hapax::record::State;
 use hapax::{Claim, Once, Retry};
-use tokio_util::sync::CancellationToken;
 
 use crate::probe::{Effects, Fault, Op, Probe, at, builder, cut_at, id_of};
 
@@ -48,10 +47,9 @@ enum Way {
     Single,
     Batch,
     OrderedBatch,
-    Lane,
 }
 
-const WAYS: [Way; 4] = [Way::Single, Way::Batch, Way::OrderedBatch, Way::Lane];
+const WAYS: [Way; 3] = [Way::Single, Way::Batch, Way::OrderedBatch];
 
 /// Delivers all messages once. `true` if all of them may be committed.
 async fn deliver(once: &Once, way: Way, messages: &[Parts], counted: &Counted, handler: Handler) -> bool {
@@ -67,13 +65,6 @@ async fn deliver(once: &Once, way: Way, messages: &[Parts], counted: &Counted, h
         Way::Batch | Way::OrderedBatch => {
             let done = once.handle_batch(messages, async |message, claim| run(counted, message, claim, handler).await);
             done.await.all_finished()
-        }
-        Way::Lane => {
-            let stop = CancellationToken::new();
-            let each = once.each(async |message: Parts, claim: Claim| run(counted, &message, claim, handler).await);
-            let mut reported = 0;
-            let ended = each.handle_each(messages, &stop, |_, _| reported += 1).await;
-            ended.is_ok() && reported == messages.len()
         }
     }
 }

@@ -339,49 +339,41 @@ async fn f36_attempts_that_ended_with_the_process_count() {
 /// F36: a message that ends the process again and again must not use up the attempts of those claimed with it.
 #[tokio::test(start_paused = true)]
 async fn f36_a_message_that_ends_the_process_does_not_bury_its_neighbours() {
-    for consumer in [false, true] {
-        let (store, effects) = (Probe::new(), Effects::default());
-        let messages = messages(20);
-        let retry = Retry::default().attempts(3);
-        for round in 0.. {
-            assert!(round < 12, "it does not end");
-            let line = store.other();
-            let once = builder(&line).retry(retry).build().await.unwrap();
-            let run = async |message: Parts| {
-                if id_of(&message) == "m5" {
-                    line.down(true);
-                    std::future::pending::<()>().await;
-                }
-                effects.add(id_of(&message));
-                Ok::<_, String>(())
-            };
-            let life = async {
-                if consumer {
-                    let stop = tokio_util::sync::CancellationToken::new();
-                    let each = once.each(|message, _| run(message));
-                    each.handle_each(&messages, &stop, |_, _| {}).await.unwrap();
-                } else {
-                    assert!(once.handle_batch(&messages, |message, _| run(message.clone())).await.all_finished());
-                }
-            };
-            // Killed while it runs the poison; all leases run out before the next member comes.
-            if tokio::time::timeout(Duration::from_secs(300), life).await.is_ok() {
-                break;
+    let (store, effects) = (Probe::new(), Effects::default());
+    let messages = messages(20);
+    let retry = Retry::default().attempts(3);
+    for round in 0.. {
+        assert!(round < 12, "it does not end");
+        let line = store.other();
+        let once = builder(&line).retry(retry).build().await.unwrap();
+        let run = async |message: Parts| {
+            if id_of(&message) == "m5" {
+                line.down(true);
+                std::future::pending::<()>().await;
             }
-            tokio::time::sleep(LEASE * 2).await;
+            effects.add(id_of(&message));
+            Ok::<_, String>(())
+        };
+        let life = async {
+            assert!(once.handle_batch(&messages, |message, _| run(message.clone())).await.all_finished());
+        };
+        // Killed while it runs the poison; all leases run out before the next member comes.
+        if tokio::time::timeout(Duration::from_secs(300), life).await.is_ok() {
+            break;
         }
-        for message in &messages {
-            let id = id_of(message);
-            assert_eq!(store.is_dead(&id), id == "m5", "{id}: {:?}", store.record(&id));
-            let effects = effects.of(&id);
-            let expected = match id.as_str() {
-                "m5" => 0..=0,
-                // Ended and not settled when the process ended for the first time.
-                "m0" | "m1" | "m2" | "m3" | "m4" => 2..=2,
-                _ => 1..=1,
-            };
-            assert!(expected.contains(&effects), "{id}: {effects}, consumer: {consumer}");
-        }
+        tokio::time::sleep(LEASE * 2).await;
+    }
+    for message in &messages {
+        let id = id_of(message);
+        assert_eq!(store.is_dead(&id), id == "m5", "{id}: {:?}", store.record(&id));
+        let effects = effects.of(&id);
+        let expected = match id.as_str() {
+            "m5" => 0..=0,
+            // Ended and not settled when the process ended for the first time.
+            "m0" | "m1" | "m2" | "m3" | "m4" => 2..=2,
+            _ => 1..=1,
+        };
+        assert!(expected.contains(&effects), "{id}: {effects}");
     }
 }
 

@@ -8,7 +8,6 @@ mod batch;
 mod build;
 mod calls;
 mod cancel;
-mod each;
 mod faults;
 mod lease;
 mod single;

@@ -140,7 +140,8 @@ impl Drop for Chain {
         // Dropped where it waited, or unwound by a handler whose own drop panicked.
         let panicked = std::thread::panicking();
         let running = running.into_iter().map(|ticket| {
-            let failed = || Outcome::Ended(Ended::Failed(Fault::new("panic", "the handler panicked when it was dropped")));
+            let failed =
+                || Outcome::Ended(Ended::Failed(Fault::new("panic", "the handler panicked when it was dropped")));
             (ticket, if panicked { failed() } else { Outcome::Aborted })
         });
         let rest = self.rest.drain(..).map(|waiting| (waiting.ticket, Outcome::NotBegun));

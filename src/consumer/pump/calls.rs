@@ -168,7 +168,12 @@ impl<H: Drive> Pump<H> {
             .unzip();
         let Some(keeper) = &self.letters else {
             // The engine asks only where there is a topic.
-            self.lettered(tickets.iter().map(|ticket| (*ticket, Err(Undelivered::Never("there is no dead letter topic".into())))).collect());
+            self.lettered(
+                tickets
+                    .iter()
+                    .map(|ticket| (*ticket, Err(Undelivered::Never("there is no dead letter topic".into()))))
+                    .collect(),
+            );
             return;
         };
         let sending = keeper.send(letters);
@@ -177,7 +182,8 @@ impl<H: Drive> Pump<H> {
         let mut saying = Saying { to: self.report.clone(), what };
         tokio::spawn(async move {
             let answers = sending.await.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-            let answers = answers.map(|answer| answer.unwrap_or_else(|| Err(Undelivered::Later("it was not answered".into()))));
+            let answers =
+                answers.map(|answer| answer.unwrap_or_else(|| Err(Undelivered::Later("it was not answered".into()))));
             saying.instead(Report::Lettered(tickets.into_iter().zip(answers).collect()));
         });
     }

@@ -34,7 +34,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::handling::{Drive, Few, Failure, Handed, Handling, Records};
+use super::handling::{Drive, Failure, Few, Handed, Handling, Records};
 use super::link::{Delivered, Drained, Input, Line, Request};
 use super::observe::{Probe, Watch};
 use super::summary::Tally;
@@ -43,9 +43,9 @@ use crate::engine::{
 };
 use crate::frontier::Epoch;
 use crate::retry::Retry;
+use crate::wrapper::ErrorClass;
 use crate::wrapper::Stage;
 use crate::wrapper::drive::{Call, ClaimReply, Ended, Fault, SettleReply, refused};
-use crate::wrapper::ErrorClass;
 use bench::{Bench, Chain, Outcome, Place, Stopwatch, Waiting};
 pub(super) use letters::{Letter, Letters, Sending, Undelivered};
 use periods::Periods;

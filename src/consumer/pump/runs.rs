@@ -142,8 +142,14 @@ impl<H: Drive> Pump<H> {
             Outcome::Ended(Ended::Finished(ending)) => Ran::Finished(ending),
             Outcome::Ended(Ended::Failed(fault)) => {
                 let Fault { class, .. } = *fault;
-                debug!(topic = entry.message.topic(), partition = entry.message.partition(), offset = entry.message.offset(),
-                    attempt = entry.attempt, ?class, "an attempt failed");
+                debug!(
+                    topic = entry.message.topic(),
+                    partition = entry.message.partition(),
+                    offset = entry.message.offset(),
+                    attempt = entry.attempt,
+                    ?class,
+                    "an attempt failed"
+                );
                 records.failed(&mut entry.state, class != ErrorClass::Unavailable);
                 note(entry, *fault);
                 match class {
