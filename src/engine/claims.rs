@@ -424,6 +424,7 @@ impl Engine {
         }
         let Some(entry) = self.table.get(ticket) else { return };
         let Subject::Known { key, fingerprint } = entry.subject else { return };
+        let (part, offset) = (entry.part, entry.offset);
         if self.hands.get(&key).is_none_or(|hand| hand.first != ticket) {
             return;
         }
@@ -435,10 +436,19 @@ impl Engine {
             };
             let same = matches!(entry.subject, Subject::Known { fingerprint: own, .. } if own == fingerprint);
             if known && same {
-                self.finish(twin, Ending::SameId);
+                // Delivered again while its first delivery, of an assignment that is over, was still being handled.
+                let itself = entry.offset == offset && self.is_same_partition(entry.part, part);
+                self.finish(twin, if itself { Ending::Redelivered } else { Ending::SameId });
             } else {
                 self.requeue(twin);
             }
+        }
+    }
+
+    fn is_same_partition(&self, a: u32, b: u32) -> bool {
+        match (self.part(a), self.part(b)) {
+            (Some(a), Some(b)) => a.partition == b.partition && a.topic == b.topic,
+            _ => false,
         }
     }
 }
