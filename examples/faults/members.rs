@@ -74,17 +74,19 @@ impl Member {
         None
     }
 
+    /// What it answers on its port.
+    pub fn ask(&self, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
     /// What it says of itself, on one line.
     pub fn health(&self) -> String {
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            stream.write_all(b"GET /health HTTP/1.1\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        match ask() {
+        match self.ask("/health") {
             Ok(answer) => answer.lines().last().unwrap_or_default().to_owned(),
             Err(error) => format!("does not answer: {error}"),
         }

@@ -128,6 +128,7 @@ impl<'g> Run<'g> {
         self.say(&format!("{} messages were produced; everything is left to finish", produced.len()));
         let drained = self.drain();
         self.leave();
+        self.last_one();
         let verdict = self.judge(produced);
         self.print(&verdict, drained)
     }
@@ -517,6 +518,45 @@ impl<'g> Run<'g> {
                 None => self.broken.push(format!("member {slot} ({}) did not end within {LEAVE:?}", member.pid)),
             }
         }
+    }
+
+    /// One more member finds everything done, tells so, and ends by itself.
+    fn last_one(&mut self) {
+        let mut flags = self.flags(0);
+        let port = net::free_port();
+        flags.extend(["--metrics-port".into(), port.to_string(), "--exit-when-idle".into(), "3".into()]);
+        let mut member = Member::start(&self.orders.service, &flags, self.folder.join("last.x"), port, false);
+        self.pids.push((member.pid, 0));
+        let (mut metrics, mut health) = (String::new(), String::new());
+        let is_running = |health: &str| health.contains(r#""phase":"running""#);
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = member.ended() {
+                break Some(status);
+            }
+            if started.elapsed() > LEAVE {
+                break None;
+            }
+            if let Ok(answer) = member.ask("/metrics") {
+                metrics = answer;
+            }
+            if let Ok(answer) = member.ask("/health")
+                && !is_running(&health)
+            {
+                health = answer;
+            }
+            std::thread::sleep(TICK);
+        };
+        let words = member.last_words();
+        let done = words.rsplit(" / ").next().is_some_and(|last| last.starts_with("DONE delivered="));
+        if !status.is_some_and(|status| status.success()) || !done {
+            let ended = status.map_or_else(|| "not at all".into(), in_words);
+            self.broken.push(format!("the last member was to end by itself, and ended: {ended}: {words}"));
+        }
+        if !metrics.contains("hapax_") || !is_running(&health) {
+            self.broken.push(format!("the last member told its metrics and health as: {metrics:?}, {health:?}"));
+        }
+        self.say(&format!("a last member: {words}"));
     }
 
     fn judge(&mut self, produced: BTreeSet<String>) -> Verdict {
