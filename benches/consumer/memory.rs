@@ -21,7 +21,7 @@ const NAME: &str = "memory_mib";
 const PAYLOAD: usize = 1_000;
 const MESSAGES: usize = 1_000_000;
 /// What the consumer may have in hand, as it is told.
-const MAX_BYTES: u64 = 64 << 20;
+const MAX_BYTES: usize = 64 << 20;
 /// librdkafka's own bound, as it is told.
 const QUEUED_KBYTES: u64 = 65_536;
 /// For how long nothing may grow before it counts as all that there is.

@@ -9,6 +9,7 @@ mod support;
 mod commit;
 mod dedup;
 mod flow;
+mod observe;
 mod gate;
 mod rebalance;
 mod refusals;
