@@ -7,7 +7,7 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::{Headers, Message, OwnedMessage};
 use rdkafka::{Offset, TopicPartitionList};
-use support::{Kafka, MockKafka, PATIENCE, Record, eventually_some, unique};
+use support::{Kafka, MockKafka, PATIENCE, Record, Relay, ThrowawayKafka, eventually, eventually_some, net, unique};
 
 /// Reads one message through a group and commits behind it.
 async fn consume_one(kafka: &Kafka, group: &str, topic: &str, protocol: &str) -> OwnedMessage {
@@ -96,4 +96,32 @@ async fn real_kafka_takes_many_records_in_order() {
     })
     .await;
     kafka.delete_topic(&topic).await;
+}
+
+#[tokio::test]
+async fn a_throw_away_kafka_is_reached_by_relays_and_keeps_its_records() {
+    let port = net::free_port();
+    let relay = Relay::start(&format!("127.0.0.1:{port}"));
+    let mut server = ThrowawayKafka::start(&[(port, relay.address().port())], &[]);
+    let topic = unique("t");
+    Kafka::at(&server.address()).create_topic(&topic, 1).await;
+    let relayed = Kafka::at(&relay.address().to_string());
+    assert_eq!(relayed.produce_one(Record::to(&topic).payload("a")).await, (0, 0));
+    // Clients are told to come back to the relay, so no request goes around it.
+    let connections = relay.live();
+    assert!(connections > 0);
+    relay.down();
+    let watermarks = |kafka: &Kafka| {
+        use rdkafka::producer::Producer as _;
+        let (producer, topic) = (kafka.producer().clone(), topic.clone());
+        let look = move || producer.client().fetch_watermarks(&topic, 0, Duration::from_secs(2)).ok();
+        async { tokio::task::spawn_blocking(look).await.unwrap() }
+    };
+    assert_eq!(watermarks(&relayed).await, None);
+    relay.restore();
+    eventually(PATIENCE, "the relayed client is back", async || watermarks(&relayed).await == Some((0, 1))).await;
+    server.kill9();
+    server.restart();
+    let direct = Kafka::at(&server.address());
+    eventually(PATIENCE, "the record is still there", async || watermarks(&direct).await == Some((0, 1))).await;
 }
