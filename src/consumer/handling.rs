@@ -8,11 +8,10 @@ use std::sync::Arc;
 use super::message::Message;
 use crate::engine::{Config, Conflicts};
 use crate::retry::Retry;
-use crate::wrapper::drive::Ended;
+use crate::wrapper::drive::{Ended, Records};
 use crate::wrapper::{Claim, Mode, Once};
 
 pub use crate::engine::Ending;
-pub use crate::wrapper::drive::Records;
 
 /// Why a message cannot finish and the consumer has to end.
 pub type Failure = Box<dyn Error + Send + Sync>;

@@ -1,5 +1,6 @@
 //! What a wrapper remembers of the messages that a consumer has in hand.
 
+use std::fmt;
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -39,6 +40,12 @@ pub struct InHand {
     spent: Option<Box<Claim>>,
     /// The store has it as dead, after so many attempts.
     dead_after: Option<u32>,
+}
+
+impl fmt::Debug for InHand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InHand").finish_non_exhaustive()
+    }
 }
 
 enum What {

@@ -122,11 +122,12 @@ impl<H: Drive> Pump<H> {
             Some(Ok(answers)) => {
                 if self.watch.is_on() {
                     let count = |wanted| answers.iter().filter(|(_, answer)| *answer == wanted).count() as u64;
-                    let mut settles = Settles::default();
-                    settles.recorded = count(Settled::Recorded);
-                    settles.buried = count(Settled::Buried);
-                    settles.late = count(Settled::Late);
-                    settles.refused = count(Settled::Refused);
+                    let settles = Settles {
+                        recorded: count(Settled::Recorded),
+                        buried: count(Settled::Buried),
+                        late: count(Settled::Late),
+                        refused: count(Settled::Refused),
+                    };
                     self.watch.settled(settles, sent.elapsed());
                 }
                 Event::Settled(answers)

@@ -34,7 +34,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::handling::{Drive, Failure, Few, Handed, Handling, Records};
+use super::handling::{Drive, Failure, Few, Handed, Handling};
 use super::link::{Delivered, Drained, Input, Line, Request};
 use super::observe::{Probe, Watch};
 use super::summary::Tally;
@@ -45,7 +45,7 @@ use crate::frontier::Epoch;
 use crate::retry::Retry;
 use crate::wrapper::ErrorClass;
 use crate::wrapper::Stage;
-use crate::wrapper::drive::{Call, ClaimReply, Ended, Fault, SettleReply, refused};
+use crate::wrapper::drive::{Call, ClaimReply, Ended, Fault, Records, SettleReply, refused};
 use bench::{Bench, Chain, Outcome, Place, Stopwatch, Waiting};
 pub(super) use letters::{Letter, Letters, Sending, Undelivered};
 use periods::Periods;

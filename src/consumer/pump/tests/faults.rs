@@ -56,7 +56,7 @@ async fn f05_nothing_is_committed_that_the_store_has_not_heard() {
     });
     let mut desk = Desk::new(each);
     desk.deliver(&messages(8));
-    let down = |desk: &mut Desk| effects.of("m3") == 1 && desk.committed.get(&0).is_some();
+    let down = |desk: &mut Desk| effects.of("m3") == 1 && desk.committed.contains_key(&0);
     desk.until("the fourth ended", down).await;
     tokio::time::sleep(Duration::from_secs(30)).await;
     desk.turn();

@@ -391,7 +391,7 @@ async fn f42_of_a_batch_only_what_failed_is_tried_again() {
     assert_eq!((store.record("m3").unwrap().attempts, store.record("m4").unwrap().attempts), (3, 1));
     assert!(store.is_dead("m5"));
     let sizes = sizes.lock().unwrap().clone();
-    assert!(sizes.iter().any(|size| *size == 8) && sizes.iter().all(|size| *size <= 8), "{sizes:?}");
+    assert!(sizes.contains(&8) && sizes.iter().all(|size| *size <= 8), "{sizes:?}");
     let (_, tally, committed) = desk.close(SOON).await;
     assert_eq!((tally.handled, tally.dead, committed[&0]), (19, 1, 19 + 6 + 1));
 }
@@ -449,4 +449,37 @@ async fn a_batch_that_answers_for_too_few_or_panics_has_failed_as_a_whole() {
         assert_eq!(once.counts().panicked, u64::from(panics));
         assert!(once.counts().failed >= 1);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn others_on_the_same_thread_get_their_turn() {
+    let (turns, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let mut desk = Desk::new(plain({
+        let (turns, seen) = (Arc::clone(&turns), Arc::clone(&seen));
+        move |message: Message| {
+            if message.offset() % 100 == 0 {
+                seen.lock().unwrap().push(turns.load(Ordering::SeqCst));
+            }
+            std::future::ready(Ok::<_, String>(()))
+        }
+    }));
+    let other = tokio::spawn({
+        let turns = Arc::clone(&turns);
+        async move {
+            loop {
+                turns.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    // All of it is there at once, and no handler waits.
+    let sent: Vec<Parts> = (0..30_000).map(|offset| Parts::new("t").at(0, offset)).collect();
+    desk.deliver(&sent);
+    while desk.returned() < 30_000 {
+        tokio::task::yield_now().await;
+    }
+    other.abort();
+    let seen = seen.lock().unwrap();
+    let distinct = seen.windows(2).filter(|two| two[0] < two[1]).count();
+    assert!(distinct >= 5, "{distinct} turns among 30,000 messages");
 }

@@ -264,7 +264,7 @@ async fn what_is_given_up_goes_to_the_letters_before_it_is_settled() {
     desk.finished(5).await;
     assert_eq!(effects.all(), ["m0", "m3"]);
     assert!(store.is_dead("m1") && store.is_dead("m2"));
-    let letters = office.letters.lock().unwrap();
+    let letters = std::mem::take(&mut *office.letters.lock().unwrap());
     let of = |offset: i64| letters.iter().rfind(|letter| letter.message.offset() == offset).unwrap();
     let (first, second, third) = (of(1), of(2), of(10));
     assert_eq!((first.cause, second.cause, third.cause), (Cause::Attempts, Cause::Fatal, Cause::Identity));
@@ -275,7 +275,6 @@ async fn what_is_given_up_goes_to_the_letters_before_it_is_settled() {
     assert_eq!(fault(third), None);
     assert!(first.first_at <= first.last_at && first.first_at > Some(1_700_000_000_000));
     assert_eq!((first.key, third.key), (Some(super::probe::key("m1")), None));
-    drop(letters);
     let (_, tally, committed) = desk.close(SOON).await;
     assert_eq!((tally.handled, tally.dead, committed[&0]), (2, 3, 11));
 }
