@@ -6,9 +6,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use hapax::engine::{
-    Answer, Arrival, Assigned, Command, Config, Engine, Event, Order, Ran, Settled, Subject, Ticket,
-};
+use hapax::engine::{Answer, Arrival, Assigned, Command, Config, Engine, Event, Order, Ran, Settled, Subject, Ticket};
 use hapax::frontier::Epoch;
 use hapax::identity::{Fingerprint, Key};
 

@@ -89,8 +89,8 @@ pub use retry::Retry;
 #[cfg(feature = "json")]
 pub use wrapper::AsJson;
 pub use wrapper::{
-    At, BatchDone, BuildError, CallError, Claim, Commit, Counts, Done, ErrorClass, Failure, Fatal,
-    Findings, HandleError, HandlerError, Kept, MIN_LEASE, Mode, OnConflict, Once, OnceBuilder, Stage, Unavailable, Unkept,
+    At, BatchDone, BuildError, CallError, Claim, Commit, Counts, Done, ErrorClass, Failure, Fatal, Findings,
+    HandleError, HandlerError, Kept, MIN_LEASE, Mode, OnConflict, Once, OnceBuilder, Stage, Unavailable, Unkept,
     Unsettled,
 };
 

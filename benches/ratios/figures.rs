@@ -16,6 +16,7 @@ pub enum Side {
 
 /// What a figure must reach.
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "each benchmark has its own kinds of bars")]
 pub enum Bar {
     /// Ours to bare, at least.
     Ratio(f64),

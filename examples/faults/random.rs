@@ -19,7 +19,7 @@ impl Random {
 
     /// From 0 to one below `bound`.
     pub const fn below(&mut self, bound: u64) -> u64 {
-        (self.next() as u128 * bound as u128 >> 64) as u64
+        ((self.next() as u128 * bound as u128) >> 64) as u64
     }
 
     pub fn index(&mut self, length: usize) -> usize {

@@ -61,25 +61,23 @@ where
         Some(&self.once)
     }
 
-    fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {
-        async move {
-            let messages: Vec<Handed> = messages.into_iter().collect();
-            let expected = messages.len();
-            let Some(claim) = messages.first().map(|first| first.claim.clone()) else { return Few::Many(Vec::new()) };
-            let handler = async { Ok::<_, String>((this.handler)(messages).await) };
-            let fault = match this.once.guarded(&claim, handler).await {
-                Ok(results) if results.len() == expected => {
-                    let ended = results.into_iter().map(|result| this.once.ended(result.map_err(Failure::Error)));
-                    return Few::Many(ended.collect());
-                }
-                Ok(results) => {
-                    let text = format!("the batch handler answered for {} of {expected} messages", results.len());
-                    tracing::warn!("{text}: all of them count as failed");
-                    Fault::new("error", text)
-                }
-                Err(failure) => Fault::of(&failure),
-            };
-            Few::Many((0..expected).map(|_| Ended::Failed(fault.clone())).collect())
-        }
+    async fn run(this: Arc<Self>, messages: Few<Handed>) -> Few<Ended> {
+        let messages: Vec<Handed> = messages.into_iter().collect();
+        let expected = messages.len();
+        let Some(claim) = messages.first().map(|first| first.claim.clone()) else { return Few::Many(Vec::new()) };
+        let handler = async { Ok::<_, String>((this.handler)(messages).await) };
+        let fault = match this.once.guarded(&claim, handler).await {
+            Ok(results) if results.len() == expected => {
+                let ended = results.into_iter().map(|result| this.once.ended(result.map_err(Failure::Error)));
+                return Few::Many(ended.collect());
+            }
+            Ok(results) => {
+                let text = format!("the batch handler answered for {} of {expected} messages", results.len());
+                tracing::warn!("{text}: all of them count as failed");
+                Fault::new("error", text)
+            }
+            Err(failure) => Fault::of(&failure),
+        };
+        Few::Many((0..expected).map(|_| Ended::Failed(fault.clone())).collect())
     }
 }

@@ -367,7 +367,8 @@ mod tests {
 
     #[test]
     fn bounds_that_let_nothing_through_are_refused() {
-        let zero: [(&str, fn(&mut Options)); 6] = [
+        type Change = fn(&mut Options);
+        let zero: [(&str, Change); 6] = [
             ("concurrency", |options| options.concurrency = 0),
             ("max_messages", |options| options.max_messages = 0),
             ("max_bytes", |options| options.max_bytes = 0),

@@ -58,13 +58,11 @@ where
         Some(&self.once)
     }
 
-    fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {
-        async move {
-            let Some(Handed { message, claim }) = messages.into_iter().next() else { return Few::Many(Vec::new()) };
-            // Called in here, so that a panic of the call is caught like one of the future.
-            let handler = async { (this.handler)(message, claim.clone()).await };
-            let result = this.once.guarded(&claim, handler).await;
-            Few::One(this.once.ended(result))
-        }
+    async fn run(this: Arc<Self>, messages: Few<Handed>) -> Few<Ended> {
+        let Some(Handed { message, claim }) = messages.into_iter().next() else { return Few::Many(Vec::new()) };
+        // Called in here, so that a panic of the call is caught like one of the future.
+        let handler = async { (this.handler)(message, claim.clone()).await };
+        let result = this.once.guarded(&claim, handler).await;
+        Few::One(this.once.ended(result))
     }
 }

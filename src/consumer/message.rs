@@ -452,7 +452,7 @@ mod tests {
         for at in 0..BATCH_MESSAGES as i64 {
             filling.push(&Parts::new("t").at(0, at).payload(vec![1; 1_000]));
         }
-        drop(filling.seal().count());
+        assert_eq!(filling.seal().count(), BATCH_MESSAGES);
         filling.push(&Parts::new("t").at(0, 0).payload("small"));
         filling.seal().for_each(drop);
         filling.push(&Parts::new("t").at(0, 1).payload("small"));

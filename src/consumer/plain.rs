@@ -57,15 +57,13 @@ where
         None
     }
 
-    fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {
-        async move {
-            let Some(Handed { message, .. }) = messages.into_iter().next() else { return Few::Many(Vec::new()) };
-            // Called in here, so that a panic of the call is caught like one of the future.
-            let handler = async { (this.handler)(message).await };
-            Few::One(match caught(handler).await {
-                Ok(()) => Ended::Succeeded(None),
-                Err(failure) => Ended::Failed(Fault::of(&failure)),
-            })
-        }
+    async fn run(this: Arc<Self>, messages: Few<Handed>) -> Few<Ended> {
+        let Some(Handed { message, .. }) = messages.into_iter().next() else { return Few::Many(Vec::new()) };
+        // Called in here, so that a panic of the call is caught like one of the future.
+        let handler = async { (this.handler)(message).await };
+        Few::One(match caught(handler).await {
+            Ok(()) => Ended::Succeeded(None),
+            Err(failure) => Ended::Failed(Fault::of(&failure)),
+        })
     }
 }

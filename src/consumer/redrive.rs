@@ -67,6 +67,9 @@ pub fn redrive(client: ClientConfig) -> Redrive {
     }
 }
 
+/// Which letters are wanted.
+type Choice = Arc<dyn Fn(&LetterInfo) -> bool + Send + Sync>;
+
 /// A wish to send dead letters back; made by [`redrive`](redrive()).
 ///
 /// # What it does
@@ -99,7 +102,7 @@ pub struct Redrive {
     to: Option<String>,
     group: Option<String>,
     once: Option<Once>,
-    only: Option<Arc<dyn Fn(&LetterInfo) -> bool + Send + Sync>>,
+    only: Option<Choice>,
     max_hops: u32,
     from_beginning: bool,
     dry_run: bool,

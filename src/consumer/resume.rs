@@ -71,7 +71,7 @@ impl Seen {
     }
 
     /// Which message has to be looked at: it may still be there.
-    pub(super) fn to_look_at(&self) -> Option<i64> {
+    pub(super) fn to_look_at(self) -> Option<i64> {
         let committed = self.committed.filter(|committed| (self.low..=self.high).contains(committed))?;
         let offset = self.own_mark()?.witness?.offset;
         (self.low..committed).contains(&offset).then_some(offset)

@@ -51,7 +51,7 @@ impl Phase {
 
     /// Whether those behind it in its lane need not wait for it.
     const fn is_passed(self) -> bool {
-        matches!(self, Self::Free | Self::Ending(Verdict::Succeeded | Verdict::Dead))
+        matches!(self, Self::Free | Self::Ending(Verdict::Succeeded))
     }
 }
 

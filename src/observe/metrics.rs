@@ -62,6 +62,9 @@ impl fmt::Debug for Metrics {
     }
 }
 
+/// Messages behind the end of the topic, where that is known, and behind what is committed.
+type Behind = (Option<u64>, u64);
+
 #[derive(Default)]
 struct Cells {
     common: Vec<Label>,
@@ -140,7 +143,7 @@ impl Metrics {
         set("hapax_partitions_assigned", snapshot.partitions.len());
         set("hapax_partitions_paused", snapshot.paused());
         // Added up for each cell; cells whose partitions are gone fall to zero.
-        let mut sums: HashMap<(&str, Option<i32>), (Option<u64>, u64)> = HashMap::new();
+        let mut sums: HashMap<(&str, Option<i32>), Behind> = HashMap::new();
         for partition in &snapshot.partitions {
             let number = self.by_partition.then_some(partition.partition);
             let sum = sums.entry((&partition.topic, number)).or_default();

@@ -18,6 +18,9 @@ async fn once() -> Once {
     Once::builder(MemoryStore::new()).scope("tests", "order").identify(header("id")).retry(retry).build().await.unwrap()
 }
 
+/// Offsets in the order handled, by partition and record key.
+type ByKey = BTreeMap<(i32, Vec<u8>), Vec<i64>>;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unordered_handlers_run_side_by_side_up_to_the_bound() {
     let kafka = MockKafka::start(&[("orders", 2)]);
@@ -68,7 +71,7 @@ async fn a_slow_key_blocks_itself_alone_and_each_key_keeps_its_order() {
     let sent: Vec<Record> = (0..2_000).map(record).collect();
     kafka.produce(&sent).await;
     let (effects, gate) = (Effects::default(), Gate::default());
-    let order: Arc<Mutex<BTreeMap<(i32, Vec<u8>), Vec<i64>>>> = Arc::default();
+    let order: Arc<Mutex<ByKey>> = Arc::default();
     let by_key = consumer(kafka.consumer_config("g"), "orders").order(Order::Key).concurrency(100);
     let member = Member::start(by_key, {
         let (effects, gate, order) = (effects.clone(), gate.clone(), Arc::clone(&order));

@@ -119,7 +119,8 @@ async fn an_offset_beyond_the_end_is_refused_and_names_the_cure() {
     let summary = member.stop().await;
     assert_eq!(findings(&summary), [Finding::PastEnd { next: 70, high: 10 }]);
     assert_eq!(world.effects.distinct(), 10);
-    assert_eq!(findings(&world.work(world.config(), &[10]).await), []);
+    world.produce("later", 1, 5).await;
+    assert_eq!(findings(&world.work(world.config(), &[15]).await), []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,7 +134,8 @@ async fn an_offset_of_another_cluster_is_named() {
     let member = world.accept(world.config()).await;
     world.committed(&[40]).await;
     assert_eq!(member.stop().await.handled, 15, "accepted, it goes on where it was");
-    assert_eq!(findings(&world.work(world.config(), &[40]).await), []);
+    world.produce("later", 1, 5).await;
+    assert_eq!(findings(&world.work(world.config(), &[45]).await), []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

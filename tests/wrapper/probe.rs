@@ -143,11 +143,6 @@ impl Probe {
         matches!(self.state(id), Some(State::Dead { .. }))
     }
 
-    pub fn history(&self, id: &str) -> Vec<Record> {
-        let table = self.table.lock().unwrap();
-        table.history.iter().filter(|(own, _)| *own == key(id)).map(|(_, record)| record.clone()).collect()
-    }
-
     /// Hands a message that is being handled to another owner, as if its lease had run out and nobody here had run meanwhile.
     pub fn steal(&self, id: &str) {
         let mut table = self.table.lock().unwrap();

@@ -26,11 +26,12 @@
 //! topic handles each once if it says
 //!
 //! ```
-//! # use hapax::store::MemoryStore;
+//! use hapax::Once;
 //! use hapax::consumer::letter;
-//! use hapax::identity::{FingerprintBy, header};
-//! # fn example(store: MemoryStore) -> hapax::OnceBuilder {
-//! hapax::Once::builder(store).scope("dead-letters", "alert").identify(header(letter::IDENTITY))
+//! use hapax::identity::header;
+//! # use hapax::store::DedupStore;
+//! # fn example(store: impl DedupStore + 'static) -> hapax::OnceBuilder {
+//! Once::builder(store).scope("alerts", "tell").identify(header(letter::IDENTITY))
 //! # }
 //! ```
 //!
