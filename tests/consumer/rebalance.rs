@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hapax::consumer::{Handling, Summary};
+use hapax::consumer::{Handling, Monitor, Summary};
 use rdkafka::ClientConfig;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
@@ -417,9 +417,13 @@ async fn a_static_member_that_comes_back_has_its_partition_at_once_and_disturbs_
     let member = |name: &str| {
         let mut config = Protocol::Range.config(&kafka, &group);
         config.set("group.instance.id", name).set("session.timeout.ms", "45000");
-        Member::start(consumer(config, &topic), noting(&effects))
+        let consumer = consumer(config, &topic);
+        let monitor = consumer.monitor();
+        (Member::start(consumer, noting(&effects)), monitor)
     };
-    let (a, b) = (member("a"), member("b"));
+    let ((a, a_state), (b, b_state)) = (member("a"), member("b"));
+    let has_one = |state: &Monitor| state.snapshot().partitions.len() == 1;
+    eventually(PATIENCE, "each has one partition", async || has_one(&a_state) && has_one(&b_state)).await;
     kafka.produce(&records(&topic, 2, 40)).await;
     effects.reach(40).await;
     committed(&kafka, &group, &topic, &[20, 20]).await;
@@ -429,7 +433,7 @@ async fn a_static_member_that_comes_back_has_its_partition_at_once_and_disturbs_
     effects.reach(60).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(effects.distinct(), 60);
-    let a = member("a");
+    let (a, _) = member("a");
     effects.reach(80).await;
     committed(&kafka, &group, &topic, &[40, 40]).await;
     let (a, b) = (a.stop().await, b.stop().await);
