@@ -174,11 +174,15 @@ impl Engine {
             return Room::any(usize::from(self.running == 0 && self.firsts == 0));
         }
         let claims = self.config.claims.max(1);
+        if self.ending.len() > 2 * claims {
+            // Handlers are quicker than the store can be told: a crash would repeat all that it has not heard.
+            return Room::any(0);
+        }
         let per_call = self.config.batch.unwrap_or(1).max(1);
         // What could be started was: what is ready lies behind others in its lane, or all handlers are busy.
         let free = self.config.concurrency.saturating_sub(self.running).saturating_mul(per_call);
         let free = free.saturating_sub(self.firsts).min(claims);
-        let ahead = self.pace.ahead().saturating_sub(self.ready + self.firsts);
+        let ahead = self.pace.ahead().saturating_sub(self.ready + self.firsts + self.chained);
         Room { free, ahead: ahead.min(claims - free), most: claims }
     }
 

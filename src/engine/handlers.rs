@@ -30,6 +30,9 @@ impl Engine {
                 chain.count = u32::try_from(starts.len() - began).unwrap_or(u32::MAX);
                 chain.left = chain.count;
             }
+            if self.config.batch.is_none() {
+                self.chained += starts.len() - began - 1;
+            }
             self.running += 1;
         }
     }
@@ -128,6 +131,7 @@ impl Engine {
         let Some(chain) = self.chains.get_mut(id as usize) else { return };
         chain.left = chain.left.saturating_sub(1);
         if chain.left > 0 {
+            self.chained = self.chained.saturating_sub(usize::from(self.config.batch.is_none()));
             return;
         }
         let (count, took) = (chain.count, now.saturating_sub(chain.began));

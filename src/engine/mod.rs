@@ -162,6 +162,8 @@ pub struct Engine {
     startable: VecDeque<u32>,
     loose: VecDeque<Ticket>,
     running: usize,
+    /// Messages whose turn in their chain is to come.
+    chained: usize,
     /// Messages in [`Phase::Ready`], in [`Phase::First`], and in hand at all.
     ready: usize,
     firsts: usize,
@@ -217,6 +219,7 @@ impl Engine {
             startable: VecDeque::new(),
             loose: VecDeque::new(),
             running: 0,
+            chained: 0,
             ready: 0,
             firsts: 0,
             in_hand: 0,
