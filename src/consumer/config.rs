@@ -235,7 +235,9 @@ impl Wishes {
     /// For how long nobody gets this member's partitions after it was killed; `None` where a restart takes them back at once.
     fn stall(&self) -> Result<Option<Duration>, ConfigError> {
         let session = self.millis("session.timeout.ms")?.unwrap_or(SESSION_TIMEOUT);
-        Ok(self.given("group.instance.id").is_none().then_some(session))
+        // With the protocol of KIP-848 the broker refuses the restart of a killed static member until its session is over.
+        let by_broker = self.given("group.protocol").is_some_and(|own| own.eq_ignore_ascii_case("consumer"));
+        Ok((by_broker || self.given("group.instance.id").is_none()).then_some(session))
     }
 }
 
@@ -337,6 +339,8 @@ mod tests {
         assert!(settings.backoff_set);
         assert_eq!(settings.drain, Duration::from_secs(4), "never so long that it costs the membership");
         assert_eq!(settings.stall, None, "static members come back to their own partitions");
+        let new = wishes(&[("group.protocol", "consumer"), ("group.instance.id", "a")]).check().expect("complete");
+        assert_eq!(new.stall, Some(Duration::from_secs(45)), "but not by every protocol");
         let named = wishes(&[("session.timeout.ms", "6000")]).check().expect("complete");
         assert_eq!(named.stall, Some(Duration::from_secs(6)));
     }

@@ -131,8 +131,8 @@ impl Report<'_> {
     fn crash(&self) -> String {
         match self.stall {
             Some(stall) if self.new_protocol => format!(
-                "if this member is killed, nobody gets its partitions for the session time-out ({}, or what the broker says): set \
-                 group.instance.id, so that its restart gets them back at once, or group.consumer.session.timeout.ms at the broker",
+                "if this member is killed, nobody gets its partitions for the session time-out ({}, or what the broker says), its own \
+                 restart neither, static or not: set a shorter group.consumer.session.timeout.ms at the broker",
                 Span(stall)
             ),
             Some(stall) => format!(
