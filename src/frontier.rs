@@ -62,6 +62,7 @@ pub struct Slot {
 
 impl Slot {
     /// Which of its epoch's messages it is.
+    #[cfg(any(feature = "kafka", feature = "simulator"))]
     pub(crate) const fn place(self) -> u64 {
         self.place
     }

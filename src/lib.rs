@@ -67,6 +67,7 @@ pub mod consumer;
 #[cfg(feature = "simulator")]
 pub mod engine;
 #[cfg(all(feature = "kafka", not(feature = "simulator")))]
+#[allow(unreachable_pub, dead_code, reason = "in the open for the simulator")]
 mod engine;
 pub mod frontier;
 pub mod identity;

@@ -116,7 +116,7 @@ impl DeadLetter {
     }
 
     /// Names the consumer group and the handler that letters speak of. A consumer sets it to the scope of its
-    /// [`Once`](crate::Once); by itself, the group is `group.id`.
+    /// [`Once`]; by itself, the group is `group.id`.
     pub fn scope(mut self, group: impl Into<String>, handler: impl Into<String>) -> Self {
         self.scope = Some((group.into(), handler.into()));
         self

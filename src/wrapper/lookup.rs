@@ -1,9 +1,8 @@
 //! What a store would know a message by, for those who do not claim it.
 
 use super::Once;
-use super::builder::Mode;
 use super::shared::Subject;
-use crate::identity::{IdentityError, Key, Scope};
+use crate::identity::{IdentityError, Key};
 use crate::message::MessageView;
 use crate::record::Sighting;
 
@@ -16,13 +15,15 @@ impl Once {
     }
 
     /// Where its identities are unique.
-    pub(crate) fn scope(&self) -> &Scope {
+    #[cfg(feature = "kafka")]
+    pub(crate) fn scope(&self) -> &crate::identity::Scope {
         &self.shared.scope
     }
 
     /// Whether a store remembers what it handles.
+    #[cfg(feature = "kafka")]
     pub(crate) fn remembers(&self) -> bool {
-        self.shared.config.mode != Mode::AtLeastOnce
+        self.shared.config.mode != super::Mode::AtLeastOnce
     }
 
     /// What the store knows the message by; `None` if it is handled without a record.

@@ -84,7 +84,7 @@ impl Seats {
     /// Notes that the registry let a message in.
     pub(super) fn entered(&mut self, at: usize) {
         if let Some(seat) = self.seat_mut(at) {
-            seat.phase = Phase::Entered;
+            seat.entered();
         }
     }
 
@@ -215,7 +215,7 @@ impl Seats {
         });
         self.shared.registry.enter_all(seats, |(at, seat), entry| match entry {
             registry::Entry::Entered => {
-                seat.phase = Phase::Entered;
+                seat.entered();
                 true
             }
             other => refused(at, other),

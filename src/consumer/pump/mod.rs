@@ -5,7 +5,7 @@
 //! is no timer.
 //!
 //! - [`slab`] keeps the messages in hand, [`periods`] their assignments.
-//! - [`bench`] polls handlers for the first time, here; those that wait are taken along by a task, with what is chained to them.
+//! - [`mod@bench`] polls handlers for the first time, here; those that wait are taken along by a task, with what is chained to them.
 //! - Calls to the store are polled here first, too; those that wait get a task. What tasks come to is reported over one channel.
 //!
 //! Whatever happens to the pump, what the store has not heard is owed to it: see [`Records::put_down`].
