@@ -227,7 +227,7 @@ impl Engine {
             until = now + ALONE;
             self.alone_until = Some(until);
         }
-        let claimed = |entry: &Entry| entry.phase == Phase::Ready && entry.attempt > 0 && !entry.spent;
+        let claimed = |entry: &Entry| entry.phase == Phase::Ready && entry.holds_claim();
         let waiting: Vec<Ticket> =
             self.table.iter().filter(|(_, entry)| claimed(entry)).map(|(ticket, _)| ticket).collect();
         waiting.into_iter().for_each(|ticket| self.end(ticket, Verdict::Released));
@@ -404,7 +404,7 @@ impl Engine {
         let behind = lane.members.iter().filter(|member| member.slot.place() > slot.place());
         let is_claimed = |ticket: &Ticket| {
             let entry = self.table.get(*ticket);
-            entry.is_some_and(|e| e.lane == at && e.phase == Phase::Ready && e.attempt > 0 && !e.spent)
+            entry.is_some_and(|e| e.lane == at && e.phase == Phase::Ready && e.holds_claim())
         };
         let claimed: Vec<Ticket> = behind.map(|member| member.ticket).filter(is_claimed).collect();
         claimed.into_iter().for_each(|ticket| self.end(ticket, Verdict::Released));

@@ -2,7 +2,7 @@
 
 use super::event::{Cause, Command, Ending, Settled, Ticket, Time, Verdict};
 use super::partition::Stage;
-use super::table::{NONE, Phase};
+use super::table::{Entry, NONE, Phase};
 use super::{Engine, Flaw, OnDead};
 
 impl Engine {
@@ -110,7 +110,7 @@ impl Engine {
 
     /// A message is not tried any more.
     pub(super) fn give_up(&mut self, ticket: Ticket, cause: Cause, commands: &mut Vec<Command>) {
-        let claimed = self.table.get(ticket).is_some_and(|entry| entry.attempt > 0 && !entry.spent);
+        let claimed = self.table.get(ticket).is_some_and(Entry::holds_claim);
         let spent = self.table.get(ticket).is_some_and(|entry| entry.spent);
         // What the store does not know, and never will, would be lost.
         let passes = self.config.on_dead == OnDead::Record && (claimed || spent || cause == Cause::DeadBefore);
@@ -141,7 +141,7 @@ impl Engine {
     /// The consumer has to end at this message.
     pub(super) fn stop(&mut self, ticket: Ticket, cause: Cause, verdict: Verdict, commands: &mut Vec<Command>) {
         commands.push(Command::Stop { ticket, cause });
-        let claimed = self.table.get(ticket).is_some_and(|entry| entry.attempt > 0 && !entry.spent);
+        let claimed = self.table.get(ticket).is_some_and(Entry::holds_claim);
         self.stall(ticket);
         if claimed {
             if let Some(entry) = self.table.get_mut(ticket) {
@@ -160,7 +160,7 @@ impl Engine {
             if !matches!(self.table.phase(*ticket), Phase::Lettering(_)) {
                 continue;
             }
-            if self.table.get(*ticket).is_some_and(|entry| entry.attempt > 0 && !entry.spent) {
+            if self.table.get(*ticket).is_some_and(Entry::holds_claim) {
                 self.end(*ticket, Verdict::Dead);
             } else {
                 self.finish(*ticket, Ending::Dead);

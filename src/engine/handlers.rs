@@ -149,7 +149,7 @@ impl Engine {
     fn ran_one(&mut self, now: Time, ticket: Ticket, how: Ran, commands: &mut Vec<Command>) {
         let Some(entry) = self.table.get(ticket).copied() else { return };
         // Nothing is left to tell the store: there is no record, or it was told before.
-        let untold = entry.attempt == 0 || entry.spent;
+        let untold = !entry.holds_claim();
         if !matches!(how, Ran::Unavailable { .. } | Ran::NotBegun | Ran::Lost | Ran::Aborted) {
             self.downstream.succeed();
         }

@@ -121,12 +121,14 @@ impl Engine {
         for (ticket, entry) in tickets {
             match entry.phase {
                 Phase::Queued | Phase::Parked | Phase::Twin { .. } | Phase::Suspect => self.drop_it(ticket),
-                Phase::Ready if entry.attempt > 0 && !entry.spent => self.end(ticket, Verdict::Released),
+                Phase::Ready if entry.holds_claim() => self.end(ticket, Verdict::Released),
                 // Settled before it ran, and never will run: it counts as handled, as at most once says.
                 Phase::Ready if entry.spent => self.finish(ticket, super::Ending::Handled),
                 Phase::Ready => self.drop_it(ticket),
                 // Whoever gets it next finds its attempts used up, and writes its letter.
-                Phase::Unlettered(_) if entry.attempt > 0 && !entry.spent => self.give_back_unlettered(ticket),
+                Phase::Unlettered(_) if entry.holds_claim() => {
+                    self.end(ticket, Verdict::Failed { retry_in: Time::ZERO });
+                }
                 Phase::Unlettered(_) => self.drop_it(ticket),
                 Phase::Free
                 | Phase::Claiming
@@ -136,10 +138,6 @@ impl Engine {
                 | Phase::Ending(_) => {}
             }
         }
-    }
-
-    fn give_back_unlettered(&mut self, ticket: Ticket) {
-        self.end(ticket, Verdict::Failed { retry_in: Time::ZERO });
     }
 
     /// What ends from now on moves nothing.

@@ -86,6 +86,13 @@ pub(super) struct Entry {
     pub(super) parking: u64,
 }
 
+impl Entry {
+    /// Whether a claim is held of whose end the store is still to hear.
+    pub(super) const fn holds_claim(&self) -> bool {
+        self.attempt > 0 && !self.spent
+    }
+}
+
 /// All messages, by ticket.
 #[derive(Debug, Default)]
 pub(super) struct Table {
