@@ -119,7 +119,6 @@ fn run(mode: &Mode, messages: usize) -> Duration {
                     epoch: Epoch::new(1 + (n / BATCH as u64) % PARTITIONS),
                     offset: i64::try_from(n).unwrap_or(i64::MAX),
                     lane: Some(n % 1_000),
-                    bytes: 200,
                     subject: if mode.known { known } else { Subject::Bare },
                 }
             })

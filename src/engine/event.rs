@@ -54,8 +54,6 @@ pub struct Arrival {
     pub offset: i64,
     /// A hash of its record key; `None` if that is null.
     pub lane: Option<u64>,
-    /// Its size in bytes.
-    pub bytes: u32,
     /// What it is to the store.
     pub subject: Subject,
 }

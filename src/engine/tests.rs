@@ -47,7 +47,7 @@ impl Bench {
                 self.next += 1;
                 let subject =
                     Subject::Known { key: Key::from_bytes([*id; 16]), fingerprint: Fingerprint::from_bytes([0; 16]) };
-                Arrival { ticket, epoch: Epoch::new(epoch), offset: *offset, lane: Some(*lane), bytes: 1, subject }
+                Arrival { ticket, epoch: Epoch::new(epoch), offset: *offset, lane: Some(*lane), subject }
             })
             .collect();
         let tickets = arrivals.iter().map(|arrival| arrival.ticket).collect();

@@ -81,7 +81,6 @@ impl World {
                     epoch: Epoch::new(u64::from(epoch)),
                     offset: message.offset,
                     lane: message.lane.map(|lane| mix(u64::from(lane) + 77)),
-                    bytes: message.bytes,
                     subject,
                 });
                 self.logging.push((process as u32, What::Delivered { message: number, epoch }));

@@ -64,7 +64,6 @@ pub struct Message {
     /// Its record key.
     pub lane: Option<u16>,
     pub kind: Kind,
-    pub bytes: u32,
     /// When it was produced.
     pub at: Micros,
 }
@@ -386,8 +385,7 @@ fn messages(r: &mut Random, plan: &mut Plan) {
             (plan.identities - 1) as u32
         };
         let body = number as u32 + 1;
-        let mut message =
-            Message { partition, offset: 0, identity: None, body, lane, kind: Kind::Plain, bytes: 200, at };
+        let mut message = Message { partition, offset: 0, identity: None, body, lane, kind: Kind::Plain, at };
         let copied = earlier.map(|earlier| plan.messages[earlier].clone());
         match copied {
             Some(copied) if r.chance(copies) => {

@@ -329,11 +329,11 @@ impl<H: Drive> Pump<H> {
     fn arrive(&mut self, Delivered { message, epoch }: Delivered) -> Arrival {
         let (subject, state) = self.handling.records().look(&message);
         let lane = if self.by_key { message.key().map(|key| self.hasher.hash_one(key)) } else { None };
-        let (offset, bytes) = (message.offset(), message.bytes());
+        let offset = message.offset();
         let period = self.periods.enter(epoch);
         let (attempt, begun_at) = (0, 0);
         let entry = Entry { message, state, period, attempt, begun_at, next: None, task: None, trouble: None };
-        Arrival { ticket: self.slab.insert(entry), epoch, offset, lane, bytes, subject }
+        Arrival { ticket: self.slab.insert(entry), epoch, offset, lane, subject }
     }
 
     fn tell_engine(&mut self) {
