@@ -203,7 +203,7 @@ impl Engine {
         if part.stage == Stage::Gone {
             return;
         }
-        part.frontier.finish(entry.slot);
+        part.finish(entry.slot);
         if past_gaps {
             part.finished_beyond(entry.offset);
         }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::event::{Assigned, Position, Time};
 use super::{Config, Flaw, PartitionState};
-use crate::frontier::Frontier;
+use crate::frontier::{Frontier, Slot};
 
-/// A partition that stays full for this long is paused. Pausing costs: librdkafka throws away what it had fetched.
-pub(super) const PATIENCE: Duration = Duration::from_millis(10);
+/// A partition that is full for this long, and does not finish half of what it may hold meanwhile, is paused. Pausing costs: librdkafka
+/// throws away what it had fetched. One that is quicker is full because Kafka is quicker still, and would be empty before more was fetched again.
+pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -24,7 +25,8 @@ pub(super) enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Intake {
     Open,
-    Full(Time),
+    /// Since then, and with so many finished before.
+    Full(Time, u64),
     Paused,
 }
 
@@ -43,6 +45,8 @@ pub(super) struct Partition {
     /// What the broker said yes to.
     committed: Option<i64>,
     intake: Intake,
+    /// Messages finished.
+    finished: u64,
     /// One above the highest offset that finished, for [`Flaw::CommitPastGap`] and [`Flaw::LateResultsCount`] alone.
     highest: Option<i64>,
 }
@@ -60,8 +64,15 @@ impl Partition {
             sent: committed,
             committed,
             intake: Intake::Open,
+            finished: 0,
             highest: None,
         }
+    }
+
+    /// A message finished.
+    pub(super) fn finish(&mut self, slot: Slot) {
+        self.frontier.finish(slot);
+        self.finished += 1;
     }
 
     /// Notes an offset finished that a flawed engine counts.
@@ -123,21 +134,23 @@ impl Partition {
                 None
             }
             Intake::Open => {
-                self.intake = Intake::Full(now);
+                self.intake = Intake::Full(now, self.finished);
                 None
             }
-            Intake::Full(since) if now >= since + PATIENCE => {
-                self.intake = Intake::Paused;
-                Some(true)
+            Intake::Full(since, before) if now >= since + PATIENCE => {
+                let finished = usize::try_from(self.finished - before).unwrap_or(usize::MAX);
+                let slow = is_down || span >= config.span || finished < config.partition_messages / 2;
+                self.intake = if slow { Intake::Paused } else { Intake::Full(now, self.finished) };
+                slow.then_some(true)
             }
-            Intake::Full(_) => None,
+            Intake::Full(..) => None,
         }
     }
 
     /// When [`flow`](Self::flow) may decide something without an event.
     pub(super) fn wake_at(&self) -> Option<Time> {
         match self.intake {
-            Intake::Full(since) => Some(since + PATIENCE),
+            Intake::Full(since, _) => Some(since + PATIENCE),
             Intake::Open | Intake::Paused => None,
         }
     }
