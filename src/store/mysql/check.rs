@@ -3,23 +3,27 @@
 use std::collections::HashMap;
 
 use sqlx::mysql::MySqlConnection;
-use sqlx::{Error, Row};
+use sqlx::{AssertSqlSafe, Error, Row};
 
 use crate::store::Report;
-use crate::store::sql::TableName;
+use crate::store::sql::{Layout, TableName};
 
 const REMAKE: &str = "Make the table with ensure_schema() or the file in migrations/.";
 
-pub(super) async fn inspect(conn: &mut MySqlConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
-    server(conn, report).await?;
+pub(super) async fn inspect(
+    conn: &mut MySqlConnection,
+    layout: Layout,
+    table: &TableName,
+    report: &mut Report,
+) -> Result<(), Error> {
     if engine(conn, table, report).await? {
-        columns(conn, table, report).await?;
-        unique(conn, table, report).await?;
+        columns(conn, layout, table, report).await?;
+        unique(conn, layout, table, report).await?;
     }
     Ok(())
 }
 
-async fn server(conn: &mut MySqlConnection, report: &mut Report) -> Result<(), Error> {
+pub(super) async fn settings(conn: &mut MySqlConnection, report: &mut Report) -> Result<(), Error> {
     let rows = sqlx::query(
         "SHOW SESSION VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', 'transaction_read_only', 'tx_read_only', \
          'sql_mode', 'autocommit', 'innodb_flush_log_at_trx_commit', 'sync_binlog', 'log_bin', 'innodb_doublewrite')",
@@ -98,7 +102,7 @@ async fn engine(conn: &mut MySqlConnection, table: &TableName, report: &mut Repo
         if !engine.eq_ignore_ascii_case("InnoDB") {
             report.error(
                 "engine",
-                format!("the table's engine is {engine}: only InnoDB moves records safely."),
+                format!("the engine of {table} is {engine}: only InnoDB writes it safely."),
                 "ALTER TABLE … ENGINE = InnoDB.",
             );
         }
@@ -106,18 +110,37 @@ async fn engine(conn: &mut MySqlConnection, table: &TableName, report: &mut Repo
     Ok(engine.is_some())
 }
 
-async fn columns(conn: &mut MySqlConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
-    const WANTED: [(&str, &str, bool); 9] = [
-        ("message_key", "binary(16)", false),
-        ("fingerprint", "binary(16)", false),
-        ("owner", "bigint", false),
-        ("fence", "bigint", false),
-        ("time", "bigint", false),
-        ("attempts", "int unsigned", false),
-        ("state", "tinyint unsigned", false),
-        ("origin", "varbinary(261)", false),
-        ("result", "longblob", true),
-    ];
+/// Name, type, and whether it may be null.
+const fn wanted(layout: Layout) -> &'static [(&'static str, &'static str, bool)] {
+    match layout {
+        Layout::Records => &[
+            ("message_key", "binary(16)", false),
+            ("fingerprint", "binary(16)", false),
+            ("owner", "bigint", false),
+            ("fence", "bigint", false),
+            ("time", "bigint", false),
+            ("attempts", "int unsigned", false),
+            ("state", "tinyint unsigned", false),
+            ("origin", "varbinary(261)", false),
+            ("result", "longblob", true),
+        ],
+        Layout::Windows => &[
+            ("source", "binary(16)", false),
+            ("fence", "bigint", false),
+            ("next", "bigint", false),
+            ("state", "blob", false),
+            ("note", "blob", true),
+            ("time", "bigint", false),
+        ],
+    }
+}
+
+async fn columns(
+    conn: &mut MySqlConnection,
+    layout: Layout,
+    table: &TableName,
+    report: &mut Report,
+) -> Result<(), Error> {
     let rows = sqlx::query(
         "SELECT CAST(column_name AS CHAR), CAST(column_type AS CHAR), CAST(is_nullable AS CHAR), CAST(collation_name AS CHAR) \
          FROM information_schema.columns WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?",
@@ -126,7 +149,7 @@ async fn columns(conn: &mut MySqlConnection, table: &TableName, report: &mut Rep
     .bind(table.table().to_owned())
     .fetch_all(conn)
     .await?;
-    for (name, wanted, nullable) in WANTED {
+    for &(name, wanted, nullable) in wanted(layout) {
         let mut found = None;
         for row in &rows {
             if row.try_get::<String, _>(0)?.eq_ignore_ascii_case(name) {
@@ -135,18 +158,20 @@ async fn columns(conn: &mut MySqlConnection, table: &TableName, report: &mut Rep
             }
         }
         match found {
-            None => report.error("columns", format!("column {name} is missing."), REMAKE),
+            None => report.error("columns", format!("column {name} of {table} is missing."), REMAKE),
             // F28: text takes keys for equal that differ in case, accents, blanks, or after the last letter that fits.
             Some((kind, _, Some(collation))) => report.error(
                 "collation",
                 format!(
-                    "column {name} is {kind} with collation {collation}: keys that differ may be taken for the same."
+                    "column {name} of {table} is {kind} with collation {collation}: keys that differ may be taken for \
+                     the same."
                 ),
-                "Make it binary(16), as ensure_schema() and the file in migrations/ do.",
+                "Make it binary, as ensure_schema() and the file in migrations/ do.",
             ),
             Some((kind, null, None)) if kind != wanted || null != nullable => {
                 let words = |null| if null { "" } else { " not null" };
-                let problem = format!("column {name} is {kind}{}, and not {wanted}{}.", words(null), words(nullable));
+                let (null, nullable) = (words(null), words(nullable));
+                let problem = format!("column {name} of {table} is {kind}{null}, and not {wanted}{nullable}.");
                 report.error("columns", problem, REMAKE);
             }
             Some(_) => {}
@@ -167,12 +192,18 @@ fn plain(kind: &str) -> String {
 }
 
 /// F44: without a unique index on the key alone, everybody's claim is granted.
-async fn unique(conn: &mut MySqlConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
-    let found: Option<i64> = sqlx::query_scalar(
+async fn unique(
+    conn: &mut MySqlConnection,
+    layout: Layout,
+    table: &TableName,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let key = layout.key();
+    let found: Option<i64> = sqlx::query_scalar(AssertSqlSafe(format!(
         "SELECT CAST(1 AS SIGNED) FROM information_schema.statistics \
          WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND non_unique = 0 \
-         GROUP BY index_name HAVING COUNT(*) = 1 AND MAX(column_name) = 'message_key' AND COUNT(sub_part) = 0 LIMIT 1",
-    )
+         GROUP BY index_name HAVING COUNT(*) = 1 AND MAX(column_name) = '{key}' AND COUNT(sub_part) = 0 LIMIT 1",
+    )))
     .bind(table.schema().map(str::to_owned))
     .bind(table.table().to_owned())
     .fetch_optional(conn)
@@ -180,7 +211,7 @@ async fn unique(conn: &mut MySqlConnection, table: &TableName, report: &mut Repo
     if found.is_none() {
         report.error(
             "unique_index",
-            "no unique index stands on message_key alone: one message could be claimed twice.",
+            format!("no unique index stands on {key} of {table} alone: {}.", layout.danger()),
             REMAKE,
         );
     }

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Error, Row};
 
 use super::{bind, check};
 use crate::store::Report;
-use crate::store::sql::{Call, Dialect, Expr, Fault, Field, Join, Kind, Marker, Reading, TableName, reading};
+use crate::store::sql::{Call, Dialect, Expr, Fault, Field, Join, Kind, Layout, Marker, Reading, TableName, reading};
 
 /// MySQL and MariaDB.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,13 @@ impl Dialect for Mysql {
     const LARGEST: usize = bind::LARGEST;
     const SURVIVES_CANCEL: bool = false;
     const LOCKS_ROWS: bool = true;
-    const SCHEMA: &'static str = include_str!("../../../migrations/mysql/0001_records.sql");
+
+    fn schema(layout: Layout) -> &'static str {
+        match layout {
+            Layout::Records => include_str!("../../../migrations/mysql/0001_records.sql"),
+            Layout::Windows => include_str!("../../../migrations/mysql/0002_windows.sql"),
+        }
+    }
 
     fn now(&self, _patience: Duration) -> String {
         // Not UNIX_TIMESTAMP(): it goes through the session's time zone, where an hour may come twice.
@@ -146,8 +152,18 @@ impl Dialect for Mysql {
         sqlx::raw_sql(AssertSqlSafe(text)).execute(conn).await.map(drop)
     }
 
-    async fn inspect(&self, conn: &mut MySqlConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
-        check::inspect(conn, table, report).await
+    async fn settings(&self, conn: &mut MySqlConnection, _table: &TableName, report: &mut Report) -> Result<(), Error> {
+        check::settings(conn, report).await
+    }
+
+    async fn inspect(
+        &self,
+        conn: &mut MySqlConnection,
+        layout: Layout,
+        table: &TableName,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        check::inspect(conn, layout, table, report).await
     }
 
     fn fault(error: &dyn DatabaseError) -> Fault {

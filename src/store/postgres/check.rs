@@ -1,28 +1,33 @@
 //! Settings of a PostgreSQL server and table that break promises.
 
 use sqlx::postgres::PgConnection;
-use sqlx::{Error, Row};
+use sqlx::{AssertSqlSafe, Error, Row};
 
 use crate::store::Report;
+use crate::store::sql::Layout;
 
 const REMAKE: &str = "Make the table with ensure_schema() or the file in migrations/.";
 
-pub(super) async fn inspect(conn: &mut PgConnection, table: &str, report: &mut Report) -> Result<(), Error> {
-    server(conn, report).await?;
+pub(super) async fn inspect(
+    conn: &mut PgConnection,
+    layout: Layout,
+    table: &str,
+    report: &mut Report,
+) -> Result<(), Error> {
     let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
         .bind(table)
         .persistent(false)
         .fetch_one(&mut *conn)
         .await?;
     if there {
-        relation(conn, table, report).await?;
-        columns(conn, table, report).await?;
-        rights(conn, table, report).await?;
+        relation(conn, layout, table, report).await?;
+        columns(conn, layout, table, report).await?;
+        rights(conn, layout, table, report).await?;
     }
     Ok(())
 }
 
-async fn server(conn: &mut PgConnection, report: &mut Report) -> Result<(), Error> {
+pub(super) async fn settings(conn: &mut PgConnection, report: &mut Report) -> Result<(), Error> {
     let row = sqlx::query(
         "SELECT pg_is_in_recovery(), current_setting('transaction_read_only'), current_setting('synchronous_commit'), \
          current_setting('fsync'), current_setting('full_page_writes'), current_setting('default_transaction_isolation'), \
@@ -89,13 +94,14 @@ async fn server(conn: &mut PgConnection, report: &mut Report) -> Result<(), Erro
     Ok(())
 }
 
-async fn relation(conn: &mut PgConnection, table: &str, report: &mut Report) -> Result<(), Error> {
-    let row = sqlx::query(
+async fn relation(conn: &mut PgConnection, layout: Layout, table: &str, report: &mut Report) -> Result<(), Error> {
+    let key = layout.key();
+    let row = sqlx::query(AssertSqlSafe(format!(
         "SELECT c.relpersistence::text, EXISTS (SELECT 1 FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid \
          AND a.attnum = i.indkey[0] WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate \
-         AND i.indpred IS NULL AND i.indnkeyatts = 1 AND a.attname = 'message_key') \
+         AND i.indpred IS NULL AND i.indnkeyatts = 1 AND a.attname = '{key}') \
          FROM pg_class AS c WHERE c.oid = to_regclass($1)",
-    )
+    )))
     .bind(table)
     .persistent(false)
     .fetch_one(conn)
@@ -103,32 +109,46 @@ async fn relation(conn: &mut PgConnection, table: &str, report: &mut Report) -> 
     if row.try_get::<String, _>(0)? != "p" {
         report.error(
             "unlogged",
-            "the table is unlogged or temporary: it is emptied when the server crashes.",
+            format!("the table {table} is unlogged or temporary: it is emptied when the server crashes."),
             "Make it permanent: ALTER TABLE … SET LOGGED.",
         );
     }
     if !row.try_get::<bool, _>(1)? {
         report.error(
             "unique_index",
-            "no unique index stands on message_key alone: one message could be claimed twice.",
+            format!("no unique index stands on {key} of {table} alone: {}.", layout.danger()),
             REMAKE,
         );
     }
     Ok(())
 }
 
-async fn columns(conn: &mut PgConnection, table: &str, report: &mut Report) -> Result<(), Error> {
-    const WANTED: [(&str, &str, bool); 9] = [
-        ("message_key", "bytea", true),
-        ("fingerprint", "bytea", true),
-        ("owner", "bigint", true),
-        ("fence", "bigint", true),
-        ("time", "bigint", true),
-        ("attempts", "integer", true),
-        ("state", "smallint", true),
-        ("origin", "bytea", true),
-        ("result", "bytea", false),
-    ];
+/// Name, type, and whether it is never null.
+const fn wanted(layout: Layout) -> &'static [(&'static str, &'static str, bool)] {
+    match layout {
+        Layout::Records => &[
+            ("message_key", "bytea", true),
+            ("fingerprint", "bytea", true),
+            ("owner", "bigint", true),
+            ("fence", "bigint", true),
+            ("time", "bigint", true),
+            ("attempts", "integer", true),
+            ("state", "smallint", true),
+            ("origin", "bytea", true),
+            ("result", "bytea", false),
+        ],
+        Layout::Windows => &[
+            ("source", "bytea", true),
+            ("fence", "bigint", true),
+            ("next", "bigint", true),
+            ("state", "bytea", true),
+            ("note", "bytea", false),
+            ("time", "bigint", true),
+        ],
+    }
+}
+
+async fn columns(conn: &mut PgConnection, layout: Layout, table: &str, report: &mut Report) -> Result<(), Error> {
     let rows = sqlx::query(
         "SELECT attname::text, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute \
          WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
@@ -141,22 +161,22 @@ async fn columns(conn: &mut PgConnection, table: &str, report: &mut Report) -> R
     for row in &rows {
         found.push((row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?, row.try_get::<bool, _>(2)?));
     }
-    for (name, wanted, filled) in WANTED {
+    for &(name, wanted, filled) in wanted(layout) {
         match found.iter().find(|(column, ..)| column == name) {
             Some((_, kind, not_null)) if kind == wanted && *not_null == filled => {}
             Some((_, kind, not_null)) => {
                 let null = if *not_null { " NOT NULL" } else { "" };
                 let filled = if filled { " NOT NULL" } else { "" };
-                let problem = format!("column {name} is {kind}{null}, and not {wanted}{filled}.");
+                let problem = format!("column {name} of {table} is {kind}{null}, and not {wanted}{filled}.");
                 report.error("columns", problem, REMAKE);
             }
-            None => report.error("columns", format!("column {name} is missing."), REMAKE),
+            None => report.error("columns", format!("column {name} of {table} is missing."), REMAKE),
         }
     }
     Ok(())
 }
 
-async fn rights(conn: &mut PgConnection, table: &str, report: &mut Report) -> Result<(), Error> {
+async fn rights(conn: &mut PgConnection, layout: Layout, table: &str, report: &mut Report) -> Result<(), Error> {
     let row = sqlx::query(
         "SELECT has_table_privilege(to_regclass($1), 'SELECT') AND has_table_privilege(to_regclass($1), 'INSERT') \
          AND has_table_privilege(to_regclass($1), 'UPDATE'), has_table_privilege(to_regclass($1), 'DELETE')",
@@ -166,9 +186,11 @@ async fn rights(conn: &mut PgConnection, table: &str, report: &mut Report) -> Re
     .fetch_one(conn)
     .await?;
     if !row.try_get::<bool, _>(0)? {
-        report.error("rights", "the user may not read and write the table.", "Grant SELECT, INSERT and UPDATE on it.");
+        let problem = format!("the user may not read and write the table {table}.");
+        report.error("rights", problem, "Grant SELECT, INSERT and UPDATE on it.");
     }
-    if !row.try_get::<bool, _>(1)? {
+    // Windows are never deleted.
+    if layout == Layout::Records && !row.try_get::<bool, _>(1)? {
         report.warning("rights", "the user may not delete: purge() will fail.", "Grant DELETE on the table.");
     }
     Ok(())

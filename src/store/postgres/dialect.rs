@@ -9,7 +9,7 @@ use sqlx::{Arguments, AssertSqlSafe, Error, Row};
 use super::check;
 use crate::store::Report;
 use crate::store::sql::{
-    Call, Column, Dialect, Fault, Field, Kind, Marker, Reading, Scalar, TableName, Values, reading,
+    Call, Column, Dialect, Fault, Field, Kind, Layout, Marker, Reading, Scalar, TableName, Values, reading,
 };
 
 /// PostgreSQL.
@@ -55,7 +55,13 @@ impl Dialect for Postgres {
     const LARGEST: usize = 4096;
     const SURVIVES_CANCEL: bool = false;
     const LOCKS_ROWS: bool = true;
-    const SCHEMA: &'static str = include_str!("../../../migrations/postgres/0001_records.sql");
+
+    fn schema(layout: Layout) -> &'static str {
+        match layout {
+            Layout::Records => include_str!("../../../migrations/postgres/0001_records.sql"),
+            Layout::Windows => include_str!("../../../migrations/postgres/0002_windows.sql"),
+        }
+    }
 
     fn now(&self, patience: Duration) -> String {
         // Evaluated once, before the first row is locked; the setting ends with the statement, on anybody's connection.
@@ -139,8 +145,18 @@ impl Dialect for Postgres {
         sqlx::raw_sql(AssertSqlSafe(text)).execute(conn).await.map(drop)
     }
 
-    async fn inspect(&self, conn: &mut PgConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
-        check::inspect(conn, &table.quoted(Self::QUOTE), report).await
+    async fn settings(&self, conn: &mut PgConnection, _table: &TableName, report: &mut Report) -> Result<(), Error> {
+        check::settings(conn, report).await
+    }
+
+    async fn inspect(
+        &self,
+        conn: &mut PgConnection,
+        layout: Layout,
+        table: &TableName,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        check::inspect(conn, layout, &table.quoted(Self::QUOTE), report).await
     }
 
     fn fault(error: &dyn DatabaseError) -> Fault {

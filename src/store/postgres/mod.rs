@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgPool};
 
-use self::dialect::Postgres;
+pub(crate) use self::dialect::Postgres;
 use super::sql::{CONNECTIONS, Dialect, Engine, sql_store};
 use super::{Ask, Batch, DedupStore, Description, Purged, Report, Retention, StoreError, cells};
 use crate::identity::Key;

@@ -12,6 +12,7 @@ use sqlx::error::DatabaseError;
 use super::fault::Fault;
 use super::name::TableName;
 use super::rows::{Kind, Reading, Values};
+use super::schema::Layout;
 use super::statement::{Expr, Field, Join, Statement, insert_select, update_alike, update_from};
 use crate::store::Report;
 
@@ -136,16 +137,25 @@ pub(crate) trait Dialect: Debug + Clone + Send + Sync + 'static {
         table: &TableName,
     ) -> impl Future<Output = Result<Marker, sqlx::Error>> + Send;
 
-    /// The statements that make the table, under [`super::name::DEFAULT_TABLE`], quoted.
-    const SCHEMA: &'static str;
+    /// The statements that make a table, under [`Layout::name`], quoted.
+    fn schema(layout: Layout) -> &'static str;
 
     /// Runs the statements that make the table; safe when several do so at once.
     fn create(&self, conn: &mut Conn<Self>, text: String) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Looks for unsafe settings, of the server and of the table, which is there.
+    /// Looks for unsafe settings of the server.
+    fn settings(
+        &self,
+        conn: &mut Conn<Self>,
+        table: &TableName,
+        report: &mut Report,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Looks for what is wrong with a table, if it is there.
     fn inspect(
         &self,
         conn: &mut Conn<Self>,
+        layout: Layout,
         table: &TableName,
         report: &mut Report,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;

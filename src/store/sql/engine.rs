@@ -12,6 +12,7 @@ use super::fault::Fault;
 use super::link::Links;
 use super::name::TableName;
 use super::rows::{Reading, Values};
+use super::schema::Layout;
 use super::statement::{Statement, Texts, Write};
 use crate::identity::Key;
 use crate::record::{self, Extend, Fence, Record, State, Terms};
@@ -59,7 +60,7 @@ impl<D: Dialect> fmt::Debug for Engine<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Never the connections: their options hold passwords.
         f.debug_struct(D::NAME)
-            .field("table", &self.table.quoted(' ').replace(' ', ""))
+            .field("table", &format_args!("{}", self.table))
             .field("retention", &self.retention)
             .field("timeout", &self.timeout)
             .field("lock_timeout", &self.patience)
@@ -119,7 +120,7 @@ impl<D: Dialect> Engine<D> {
         Self {
             dialect,
             links: Arc::new(links),
-            table: TableName::default(),
+            table: TableName::of(Layout::Records),
             retention: Retention::default(),
             timeout: TIMEOUT,
             patience: LOCK_TIMEOUT,

@@ -22,6 +22,7 @@ pub(crate) use rows::Raw;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(crate) use rows::reading;
 pub(crate) use rows::{Column, Kind, Reading, Scalar, Values};
+pub(crate) use schema::Layout;
 pub(crate) use statement::Field;
 #[cfg(feature = "mysql")]
 pub(crate) use statement::Statement;

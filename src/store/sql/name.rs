@@ -1,9 +1,9 @@
 //! Names of tables, the only part of a statement that is not bound.
 
-use crate::store::StoreError;
+use std::fmt;
 
-/// The table a store uses unless told otherwise.
-pub(crate) const DEFAULT_TABLE: &str = "hapax_records";
+use super::schema::Layout;
+use crate::store::StoreError;
 
 /// A checked name, with the schema it is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,13 +12,12 @@ pub(crate) struct TableName {
     table: String,
 }
 
-impl Default for TableName {
-    fn default() -> Self {
-        Self { schema: None, table: DEFAULT_TABLE.to_owned() }
-    }
-}
-
 impl TableName {
+    /// The name a table has unless another one is given.
+    pub(crate) fn of(layout: Layout) -> Self {
+        Self { schema: None, table: layout.name().to_owned() }
+    }
+
     /// Takes `table` or `schema.table`; each part must match `^[A-Za-z_][A-Za-z0-9_]{0,62}$`.
     pub(crate) fn parse(store: &'static str, name: &str) -> Result<Self, StoreError> {
         let (schema, table) = match name.split_once('.') {
@@ -57,6 +56,16 @@ impl TableName {
     }
 }
 
+/// As a sentence names it.
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.schema {
+            Some(schema) => write!(f, "{schema}.{}", self.table),
+            None => f.write_str(&self.table),
+        }
+    }
+}
+
 fn is_plain(part: &str) -> bool {
     let mut bytes = part.bytes();
     part.len() <= 63
@@ -74,6 +83,7 @@ mod tests {
         assert_eq!(name("records").unwrap(), "\"records\"");
         assert_eq!(name("_r2").unwrap(), "\"_r2\"");
         assert_eq!(name("app.records").unwrap(), "\"app\".\"records\"");
+        assert_eq!(TableName::parse("test", "app.records").unwrap().to_string(), "app.records");
         assert_eq!(name(&"x".repeat(63)).unwrap().len(), 65);
     }
 

@@ -1,104 +1,173 @@
-//! Making the table, and telling whose it is.
+//! Making our tables, and telling whose they are.
 
 use sqlx::Connection;
 
 use super::dialect::{Conn, Dialect, Marker};
 use super::engine::{Engine, Run};
-use super::name::DEFAULT_TABLE;
+use super::name::TableName;
 use crate::store::{Report, StoreError};
 
-/// What this version writes and reads.
-const VERSION: u32 = 1;
-/// What stands before the version in a table's comment.
-const MARK: &str = "hapax schema ";
+/// One of our tables, and the version of it that this crate writes and reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// A row for each message.
+    Records,
+    /// A row for each partition, or source.
+    #[cfg_attr(not(test), allow(dead_code, reason = "only transactions keep windows"))]
+    Windows,
+}
 
-struct Look;
+impl Layout {
+    /// The table's name unless another one is given. The files in `migrations/` use it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Records => "hapax_records",
+            Self::Windows => "hapax_windows",
+        }
+    }
 
-impl<D: Dialect> Run<D> for Look {
-    type Answer = Marker;
+    /// The column that no two rows may share.
+    pub(crate) const fn key(self) -> &'static str {
+        match self {
+            Self::Records => "message_key",
+            Self::Windows => "source",
+        }
+    }
 
-    async fn run(&self, engine: &Engine<D>, conn: &mut Conn<D>) -> Result<Marker, sqlx::Error> {
-        engine.dialect.marker(conn, &engine.table).await
+    /// What happens where two rows do share it.
+    pub(crate) const fn danger(self) -> &'static str {
+        match self {
+            Self::Records => "one message could be claimed twice",
+            Self::Windows => "one partition could have two windows",
+        }
+    }
+
+    const fn version(self) -> u32 {
+        match self {
+            Self::Records | Self::Windows => 1,
+        }
+    }
+
+    /// What stands before the version in a table's comment. None is the end of another.
+    const fn mark(self) -> &'static str {
+        match self {
+            Self::Records => "hapax schema ",
+            Self::Windows => "hapax windows schema ",
+        }
     }
 }
 
-struct Create;
+/// A question about one table.
+struct Look<'a>(&'a TableName);
 
-impl<D: Dialect> Run<D> for Create {
+impl<D: Dialect> Run<D> for Look<'_> {
+    type Answer = Marker;
+
+    async fn run(&self, engine: &Engine<D>, conn: &mut Conn<D>) -> Result<Marker, sqlx::Error> {
+        engine.dialect.marker(conn, self.0).await
+    }
+}
+
+struct Create<'a>(Layout, &'a TableName);
+
+impl<D: Dialect> Run<D> for Create<'_> {
     type Answer = ();
 
     async fn run(&self, engine: &Engine<D>, conn: &mut Conn<D>) -> Result<(), sqlx::Error> {
-        let default = format!("{0}{DEFAULT_TABLE}{0}", D::QUOTE);
-        let text = D::SCHEMA.replace(&default, &engine.table.quoted(D::QUOTE));
+        let usual = TableName::of(self.0).quoted(D::QUOTE);
+        let text = D::schema(self.0).replace(&usual, &self.1.quoted(D::QUOTE));
         engine.dialect.create(conn, text).await
     }
 }
 
-struct Inspect;
+struct Inspect<'a>(&'a [(Layout, &'a TableName)]);
 
-impl<D: Dialect> Run<D> for Inspect {
+impl<D: Dialect> Run<D> for Inspect<'_> {
     type Answer = Report;
 
     async fn run(&self, engine: &Engine<D>, conn: &mut Conn<D>) -> Result<Report, sqlx::Error> {
         let mut report = Report::new();
         conn.ping().await?;
-        engine.dialect.inspect(conn, &engine.table, &mut report).await?;
+        for (number, &(layout, table)) in self.0.iter().enumerate() {
+            if number == 0 {
+                engine.dialect.settings(conn, table, &mut report).await?;
+            }
+            engine.dialect.inspect(conn, layout, table, &mut report).await?;
+        }
         Ok(report)
     }
 }
 
 impl<D: Dialect> Engine<D> {
-    /// Makes the table where it is missing; refuses one that is not ours, or newer.
+    /// Makes the store's table where it is missing; refuses one that is not ours, or newer.
     pub(crate) async fn ensure_schema(&self) -> Result<(), StoreError> {
+        self.ensure(Layout::Records, &self.table).await
+    }
+
+    /// Looks for unsafe settings, of the server and of the store's table.
+    pub(crate) async fn check(&self) -> Result<Report, StoreError> {
+        self.examine(&[(Layout::Records, &self.table)]).await
+    }
+
+    /// Makes a table where it is missing; refuses one that is not ours, or newer.
+    pub(crate) async fn ensure(&self, layout: Layout, table: &TableName) -> Result<(), StoreError> {
         const OPERATION: &str = "make its table";
-        if self.run(OPERATION, &Look).await? == Marker::Absent {
-            self.run(OPERATION, &Create).await?;
+        if self.run(OPERATION, &Look(table)).await? == Marker::Absent {
+            self.run(OPERATION, &Create(layout, table)).await?;
         }
-        match judge(&self.run(OPERATION, &Look).await?) {
+        match judge(layout, table, &self.run(OPERATION, &Look(table)).await?) {
             None => Ok(()),
             Some((problem, cure)) => Err(StoreError::refused(D::NAME, OPERATION, format!("{problem} {cure}"))),
         }
     }
 
-    /// Looks for unsafe settings.
-    pub(crate) async fn check(&self) -> Result<Report, StoreError> {
+    /// Looks for unsafe settings, of the server and of tables.
+    pub(crate) async fn examine(&self, tables: &[(Layout, &TableName)]) -> Result<Report, StoreError> {
         const OPERATION: &str = "check its settings";
         let mut report = Report::new();
-        let marker = self.run(OPERATION, &Look).await?;
-        if let Some((problem, cure)) = judge(&marker) {
-            report.error("table", problem, cure);
+        for &(layout, table) in tables {
+            let marker = self.run(OPERATION, &Look(table)).await?;
+            if let Some((problem, cure)) = judge(layout, table, &marker) {
+                report.error("table", problem, cure);
+            }
         }
-        report.extend(self.run(OPERATION, &Inspect).await?);
+        report.extend(self.run(OPERATION, &Inspect(tables)).await?);
         Ok(report)
     }
 }
 
 /// What is wrong with a table, and the cure.
-fn judge(marker: &Marker) -> Option<(String, &'static str)> {
+fn judge(layout: Layout, table: &TableName, marker: &Marker) -> Option<(String, &'static str)> {
+    let known = layout.version();
     let comment = match marker {
         Marker::Absent => {
-            return Some(("the table is missing.".into(), "Run ensure_schema(), or the file in migrations/."));
+            return Some((
+                format!("the table {table} is missing."),
+                "Run ensure_schema(), or the file in migrations/.",
+            ));
         }
         #[cfg(feature = "sqlite")]
         Marker::Unusable(problem, cure) => return Some(((*problem).into(), cure)),
         Marker::Says(comment) => comment,
     };
-    let version = comment.split_once(MARK).map(|(_, rest)| {
+    let version = comment.split_once(layout.mark()).map(|(_, rest)| {
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         rest[..digits].parse::<u32>()
     });
     match version {
-        Some(Ok(VERSION)) => None,
-        Some(Ok(newer)) if newer > VERSION => Some((
-            format!("the table has schema {newer}, and this version of hapax knows {VERSION}."),
+        Some(Ok(version)) if version == known => None,
+        Some(Ok(newer)) if newer > known => Some((
+            format!("the table {table} has schema {newer}, and this version of hapax knows {known}."),
             "Use the version of hapax that made it, or a newer one.",
         )),
         Some(Ok(older)) => Some((
-            format!("the table has schema {older}, and this version of hapax needs {VERSION}."),
+            format!("the table {table} has schema {older}, and this version of hapax needs {known}."),
             "Run the newer files in migrations/.",
         )),
         _ => Some((
-            "a table of that name is there that hapax did not make: its comment lacks the schema's version.".into(),
+            format!(
+                "a table {table} is there that hapax did not make for this: its comment lacks the schema's version."
+            ),
             "Give another name, or make the table with ensure_schema() or the file in migrations/.",
         )),
     }
@@ -106,17 +175,33 @@ fn judge(marker: &Marker) -> Option<(String, &'static str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Marker, judge};
+    use super::{Layout, Marker, TableName, judge};
+
+    const LAYOUTS: [Layout; 2] = [Layout::Records, Layout::Windows];
 
     #[test]
     fn schemas_are_told_apart() {
-        let says = |text: &str| judge(&Marker::Says(text.into()));
-        assert_eq!(says("hapax schema 1"), None);
-        assert_eq!(says("-- hapax schema 1\n more"), None);
-        assert!(says("hapax schema 2").unwrap().0.contains("schema 2"));
-        assert!(says("hapax schema 0").unwrap().1.contains("newer files"));
-        assert!(says("orders of 2024").unwrap().0.contains("did not make"));
-        assert!(says("hapax schema ").unwrap().0.contains("did not make"));
-        assert!(judge(&Marker::Absent).unwrap().1.contains("ensure_schema()"));
+        for layout in LAYOUTS {
+            let mark = layout.mark();
+            let says = |text: String| judge(layout, &TableName::of(layout), &Marker::Says(text));
+            assert_eq!(says(format!("{mark}1")), None);
+            assert_eq!(says(format!("-- {mark}1\n more")), None);
+            assert!(says(format!("{mark}2")).unwrap().0.contains("schema 2"));
+            assert!(says(format!("{mark}0")).unwrap().1.contains("newer files"));
+            assert!(says("orders of 2024".into()).unwrap().0.contains("did not make"));
+            assert!(says(mark.into()).unwrap().0.contains("did not make"));
+            let absent = judge(layout, &TableName::of(layout), &Marker::Absent).unwrap();
+            assert!(absent.1.contains("ensure_schema()") && absent.0.contains(layout.name()), "{absent:?}");
+        }
+    }
+
+    #[test]
+    fn one_of_our_tables_is_not_taken_for_another() {
+        for layout in LAYOUTS {
+            for other in LAYOUTS.into_iter().filter(|other| *other != layout) {
+                let marker = Marker::Says(format!("{}1", other.mark()));
+                assert!(judge(layout, &TableName::of(layout), &marker).unwrap().0.contains("did not make"));
+            }
+        }
     }
 }

@@ -4,15 +4,21 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Error, Row};
 
 use crate::store::Report;
-use crate::store::sql::TableName;
+use crate::store::sql::{Layout, TableName};
 
-pub(super) async fn inspect(conn: &mut SqliteConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
-    settings(conn, table, report).await?;
-    columns(conn, table, report).await?;
-    unique(conn, table, report).await
+const REMAKE: &str = "Make the table with ensure_schema() or the file in migrations/.";
+
+pub(super) async fn inspect(
+    conn: &mut SqliteConnection,
+    layout: Layout,
+    table: &TableName,
+    report: &mut Report,
+) -> Result<(), Error> {
+    columns(conn, layout, table, report).await?;
+    unique(conn, layout, table, report).await
 }
 
-async fn settings(conn: &mut SqliteConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
+pub(super) async fn settings(conn: &mut SqliteConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
     let schema = table.schema().unwrap_or("main");
     let synchronous: i64 = pragma(conn, &format!("\"{schema}\".synchronous")).await?.try_get(0)?;
     if synchronous == 0 {
@@ -73,18 +79,37 @@ async fn settings(conn: &mut SqliteConnection, table: &TableName, report: &mut R
     Ok(())
 }
 
-async fn columns(conn: &mut SqliteConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
-    const WANTED: [(&str, &str); 9] = [
-        ("message_key", "BLOB"),
-        ("fingerprint", "BLOB"),
-        ("state", "INTEGER"),
-        ("attempts", "INTEGER"),
-        ("owner", "INTEGER"),
-        ("fence", "INTEGER"),
-        ("time", "INTEGER"),
-        ("origin", "BLOB"),
-        ("result", "BLOB"),
-    ];
+/// Name and type.
+const fn wanted(layout: Layout) -> &'static [(&'static str, &'static str)] {
+    match layout {
+        Layout::Records => &[
+            ("message_key", "BLOB"),
+            ("fingerprint", "BLOB"),
+            ("state", "INTEGER"),
+            ("attempts", "INTEGER"),
+            ("owner", "INTEGER"),
+            ("fence", "INTEGER"),
+            ("time", "INTEGER"),
+            ("origin", "BLOB"),
+            ("result", "BLOB"),
+        ],
+        Layout::Windows => &[
+            ("source", "BLOB"),
+            ("fence", "INTEGER"),
+            ("next", "INTEGER"),
+            ("state", "BLOB"),
+            ("note", "BLOB"),
+            ("time", "INTEGER"),
+        ],
+    }
+}
+
+async fn columns(
+    conn: &mut SqliteConnection,
+    layout: Layout,
+    table: &TableName,
+    report: &mut Report,
+) -> Result<(), Error> {
     let rows = sqlx::query("SELECT name, upper(type), \"notnull\" FROM pragma_table_info(?1, ?2)")
         .bind(table.table().to_owned())
         .bind(table.schema().unwrap_or("main").to_owned())
@@ -93,7 +118,7 @@ async fn columns(conn: &mut SqliteConnection, table: &TableName, report: &mut Re
     if rows.is_empty() {
         return Ok(());
     }
-    for (name, wanted) in WANTED {
+    for &(name, wanted) in wanted(layout) {
         let mut found = None;
         for row in &rows {
             if row.try_get::<String, _>(0)? == name {
@@ -102,28 +127,28 @@ async fn columns(conn: &mut SqliteConnection, table: &TableName, report: &mut Re
         }
         match found {
             Some(found) if found == wanted => {}
-            Some(found) => report.error(
-                "columns",
-                format!("column {name} is {found}, and not {wanted}."),
-                "Make the table with ensure_schema() or the file in migrations/.",
-            ),
-            None => report.error(
-                "columns",
-                format!("column {name} is missing."),
-                "Make the table with ensure_schema() or the file in migrations/.",
-            ),
+            Some(found) => {
+                report.error("columns", format!("column {name} of {table} is {found}, and not {wanted}."), REMAKE);
+            }
+            None => report.error("columns", format!("column {name} of {table} is missing."), REMAKE),
         }
     }
     Ok(())
 }
 
 /// F44: without a unique index on the key alone, everybody's claim is granted.
-async fn unique(conn: &mut SqliteConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
-    let found: i64 = sqlx::query_scalar(
+async fn unique(
+    conn: &mut SqliteConnection,
+    layout: Layout,
+    table: &TableName,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let key = layout.key();
+    let found: i64 = sqlx::query_scalar(AssertSqlSafe(format!(
         "SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1, ?2) AS i WHERE i.\"unique\" = 1 AND i.partial = 0 AND \
-         (SELECT group_concat(coalesce(c.name, '?')) FROM pragma_index_info(i.name, ?2) AS c) = 'message_key') \
+         (SELECT group_concat(coalesce(c.name, '?')) FROM pragma_index_info(i.name, ?2) AS c) = '{key}') \
          OR NOT EXISTS (SELECT 1 FROM pragma_table_info(?1, ?2))",
-    )
+    )))
     .bind(table.table().to_owned())
     .bind(table.schema().unwrap_or("main").to_owned())
     .fetch_one(conn)
@@ -131,8 +156,8 @@ async fn unique(conn: &mut SqliteConnection, table: &TableName, report: &mut Rep
     if found == 0 {
         report.error(
             "unique_index",
-            "no unique index stands on message_key alone: one message could be claimed twice.",
-            "Make the table with ensure_schema() or the file in migrations/.",
+            format!("no unique index stands on {key} of {table} alone: {}.", layout.danger()),
+            REMAKE,
         );
     }
     Ok(())

@@ -8,7 +8,7 @@ use sqlx::{Arguments, AssertSqlSafe, Error, Executor, Row};
 
 use super::{check, pack};
 use crate::store::Report;
-use crate::store::sql::{Call, Dialect, Fault, Field, Kind, Marker, Reading, Scalar, TableName, Values};
+use crate::store::sql::{Call, Dialect, Fault, Field, Kind, Layout, Marker, Reading, Scalar, TableName, Values};
 
 /// SQLite.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,13 @@ impl Dialect for Sqlite {
     // The connection's thread ends the statement, and none opens a transaction.
     const SURVIVES_CANCEL: bool = true;
     const LOCKS_ROWS: bool = false;
-    const SCHEMA: &'static str = include_str!("../../../migrations/sqlite/0001_records.sql");
+
+    fn schema(layout: Layout) -> &'static str {
+        match layout {
+            Layout::Records => include_str!("../../../migrations/sqlite/0001_records.sql"),
+            Layout::Windows => include_str!("../../../migrations/sqlite/0002_windows.sql"),
+        }
+    }
 
     fn now(&self, _patience: Duration) -> String {
         "(SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER))".into()
@@ -111,8 +117,18 @@ impl Dialect for Sqlite {
         conn.execute(AssertSqlSafe(text)).await.map(drop)
     }
 
-    async fn inspect(&self, conn: &mut SqliteConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
-        check::inspect(conn, table, report).await
+    async fn settings(&self, conn: &mut SqliteConnection, table: &TableName, report: &mut Report) -> Result<(), Error> {
+        check::settings(conn, table, report).await
+    }
+
+    async fn inspect(
+        &self,
+        conn: &mut SqliteConnection,
+        layout: Layout,
+        table: &TableName,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        check::inspect(conn, layout, table, report).await
     }
 
     fn fault(error: &dyn DatabaseError) -> Fault {

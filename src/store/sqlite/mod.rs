@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteSynchronous};
 
-use self::dialect::Sqlite;
+pub(crate) use self::dialect::Sqlite;
 use super::sql::{Dialect, Engine, sql_store};
 use super::{Ask, Batch, DedupStore, Description, Purged, Report, Retention, StoreError, cells};
 use crate::identity::Key;
