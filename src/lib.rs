@@ -79,6 +79,10 @@ pub mod observe;
 pub mod record;
 mod retry;
 pub mod store;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[allow(dead_code, reason = "being built")]
+mod transaction;
+pub mod window;
 mod wrapper;
 
 #[cfg(feature = "kafka")]

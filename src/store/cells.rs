@@ -18,14 +18,14 @@ const ROUNDS: usize = 32;
 
 /// A record as read, and the time then on the clock its own times are on.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
-    pub(super) now: Millis,
-    pub(super) record: Option<Record>,
+pub(crate) struct Found {
+    pub(crate) now: Millis,
+    pub(crate) record: Option<Record>,
 }
 
 /// What an insert came to.
 #[derive(Clone, Debug)]
-pub(super) enum Inserted {
+pub(crate) enum Inserted {
     /// Nothing was there: claimed with [`Fence::FIRST`](record::Fence::FIRST).
     Claimed,
     /// Something is there, or it is not known whether the insert was ours; with the record where the insert showed it.
@@ -37,17 +37,17 @@ pub(super) enum Inserted {
 
 /// How a claim that is still held ends.
 #[derive(Clone, Debug)]
-pub(super) struct Ending {
-    pub(super) key: Key,
+pub(crate) struct Ending {
+    pub(crate) key: Key,
     /// What must stand too: the record may have been forgotten, and another message have taken the identity since.
-    pub(super) fingerprint: Fingerprint,
-    pub(super) token: Token,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) token: Token,
     /// [`State::code`] to write.
-    pub(super) code: u8,
+    pub(crate) code: u8,
     /// What to add to the store's clock for [`State::time`].
-    pub(super) delay: Millis,
-    pub(super) attempts: u32,
-    pub(super) result: Option<bytes::Bytes>,
+    pub(crate) delay: Millis,
+    pub(crate) attempts: u32,
+    pub(crate) result: Option<bytes::Bytes>,
 }
 
 impl Ending {
@@ -83,17 +83,17 @@ impl Ending {
 
 /// A record to write where the one read still stands.
 #[derive(Clone, Debug)]
-pub(super) struct Change {
-    pub(super) key: Key,
+pub(crate) struct Change {
+    pub(crate) key: Key,
     /// What must stand; nothing must, if `None`.
-    pub(super) before: Option<Stamp>,
-    pub(super) after: Record,
+    pub(crate) before: Option<Stamp>,
+    pub(crate) after: Record,
     /// The time the record was decided at, on the clock its own times are on.
-    pub(super) now: Millis,
+    pub(crate) now: Millis,
 }
 
 /// A store's statements. All answer in the order asked; all batches have distinct keys in ascending order.
-pub(super) trait Cells: Sync {
+pub(crate) trait Cells: Sync {
     /// The store's name, for errors.
     fn name(&self) -> &'static str;
 
@@ -119,7 +119,7 @@ pub(super) trait Cells: Sync {
 }
 
 /// Claims a batch: one statement where all is new, one more read for what stands, one more swap for what is taken over.
-pub(super) async fn claim<C: Cells>(
+pub(crate) async fn claim<C: Cells>(
     cells: &C,
     terms: &Terms,
     asks: &Batch<Ask>,
@@ -146,7 +146,7 @@ pub(super) async fn claim<C: Cells>(
 }
 
 /// Settles a batch: one statement where every claim is still held, one read and one swap more for the others.
-pub(super) async fn settle<C: Cells>(cells: &C, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
+pub(crate) async fn settle<C: Cells>(cells: &C, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
     let (endings, wanted): (Vec<Ending>, Vec<SettleOutcome>) = settles.items().iter().map(Ending::of).unzip();
     let finished = expect(cells, cells.finish(&endings).await?, endings.len())?;
     let outcomes = finished.into_iter().zip(wanted).map(|(done, outcome)| done.then_some(outcome)).collect();
@@ -154,19 +154,19 @@ pub(super) async fn settle<C: Cells>(cells: &C, settles: &Batch<Settle>) -> Resu
 }
 
 /// Extends a batch of claims in one statement.
-pub(super) async fn extend<C: Cells>(cells: &C, claims: &Batch<Extend>) -> Result<Vec<ExtendOutcome>, StoreError> {
+pub(crate) async fn extend<C: Cells>(cells: &C, claims: &Batch<Extend>) -> Result<Vec<ExtendOutcome>, StoreError> {
     let held = expect(cells, cells.prolong(claims).await?, claims.len())?;
     Ok(held.into_iter().map(|held| if held { ExtendOutcome::Held } else { ExtendOutcome::Lost }).collect())
 }
 
 /// Reads a batch of records in one statement.
-pub(super) async fn get<C: Cells>(cells: &C, keys: &Batch<Key>) -> Result<Vec<Option<Record>>, StoreError> {
+pub(crate) async fn get<C: Cells>(cells: &C, keys: &Batch<Key>) -> Result<Vec<Option<Record>>, StoreError> {
     let found = expect(cells, cells.read(keys).await?, keys.len())?;
     Ok(found.into_iter().map(|found| found.record).collect())
 }
 
 /// Requeues a batch by one read and one swap.
-pub(super) async fn requeue<C: Cells>(cells: &C, keys: &Batch<Key>) -> Result<Vec<RequeueOutcome>, StoreError> {
+pub(crate) async fn requeue<C: Cells>(cells: &C, keys: &Batch<Key>) -> Result<Vec<RequeueOutcome>, StoreError> {
     let none = vec![None; keys.len()];
     decide(cells, "requeue", keys, none, vec![None; keys.len()], |record, _, now| record::requeue(record, now)).await
 }

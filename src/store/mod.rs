@@ -10,7 +10,7 @@ mod cached;
 // What stores share is used in full only with all of them: `full` shows what nobody uses.
 #[cfg(any(feature = "sql", feature = "redis"))]
 #[cfg_attr(not(feature = "full"), allow(dead_code))]
-mod cells;
+pub(crate) mod cells;
 mod check;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -18,9 +18,9 @@ mod error;
 #[cfg(feature = "memory")]
 mod memory;
 #[cfg(feature = "mysql")]
-mod mysql;
+pub(crate) mod mysql;
 #[cfg(feature = "postgres")]
-mod postgres;
+pub(crate) mod postgres;
 #[cfg(feature = "bloom")]
 mod prechecked;
 #[cfg(feature = "redis")]
@@ -28,9 +28,9 @@ mod prechecked;
 mod redis;
 #[cfg(feature = "sql")]
 #[cfg_attr(not(feature = "full"), allow(dead_code, unused_imports, unused_macros))]
-mod sql;
+pub(crate) mod sql;
 #[cfg(feature = "sqlite")]
-mod sqlite;
+pub(crate) mod sqlite;
 
 use std::fmt::Debug;
 use std::sync::Arc;

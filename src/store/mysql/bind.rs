@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sqlx::mysql::MySqlArguments;
 use sqlx::{Arguments, Error};
 
-use crate::store::sql::{CREATE_EXPRS, Call, Column, Expr, Field, INSERT_EXPRS, Kind, Scalar, Statement, Values};
+use crate::store::sql::{CREATE_EXPRS, Call, Column, Expr, Field, INSERT_EXPRS, Kind, REMEMBER_EXPRS, Scalar, Statement, Values};
 
 /// Most rows in one statement.
 pub(super) const LARGEST: usize = 512;
@@ -45,7 +45,7 @@ pub(super) fn token(number: usize) -> String {
 /// The text of a call. An insert's two single values, owner and lease, would have to be bound again for each row, which costs a
 /// fifth of its speed. They are whole numbers, and the same in almost every call: they are written out, in decimal.
 pub(super) fn written(call: &Call<'_>) -> Arc<str> {
-    if call.statement != Statement::Insert {
+    if !matches!(call.statement, Statement::Insert | Statement::Remember) {
         return Arc::clone(&call.text);
     }
     let mut text = call.text.to_string();
@@ -85,8 +85,9 @@ pub(super) fn arguments(call: &Call<'_>) -> Result<MySqlArguments, Error> {
     let mut bound = Bound { arguments: MySqlArguments::default(), values: call.values };
     match call.statement {
         Statement::Insert => bound.tuples(INSERT_EXPRS, call.size)?,
+        Statement::Remember => bound.tuples(REMEMBER_EXPRS, call.size)?,
         Statement::Create => bound.tuples(CREATE_EXPRS, call.size)?,
-        Statement::Finish | Statement::Prolong | Statement::Update => bound.rows(call.size)?,
+        Statement::Finish | Statement::Unremember | Statement::Prolong | Statement::Update => bound.rows(call.size)?,
         Statement::Read | Statement::PurgeDrop => {
             bound.scalars()?;
             bound.list(call.size)?;
@@ -117,7 +118,7 @@ impl Bound<'_> {
         for row in 0..size {
             for expr in exprs {
                 match *expr {
-                    Expr::Const(_) | Expr::Scalar(_) | Expr::NowAndScalar(_) => {}
+                    Expr::Const(_) | Expr::Scalar(_) | Expr::Now | Expr::NowAndScalar(_) => {}
                     Expr::Field(number) => {
                         if let Some(column) = self.values.columns.get(number) {
                             value_to(&mut self.arguments, column, Some(row.min(last)))?;

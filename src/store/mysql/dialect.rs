@@ -67,6 +67,7 @@ impl Dialect for Mysql {
                 Expr::Const(text) => (*text).to_owned(),
                 Expr::Field(_) => "?".to_owned(),
                 Expr::Scalar(number) => bind::token(*number),
+                Expr::Now => now.to_owned(),
                 Expr::NowAndScalar(number) => format!("{now} + {}", bind::token(*number)),
             })
             .collect();

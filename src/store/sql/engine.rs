@@ -310,7 +310,7 @@ impl<D: Dialect> Run<D> for Nothing {
 }
 
 /// A pause that grows with each try, and is never the same for two.
-fn jitter(tries: u32) -> Duration {
+pub(crate) fn jitter(tries: u32) -> Duration {
     let ceiling = 4_u64 << tries.min(6);
     let random = getrandom::u64().unwrap_or(0);
     Duration::from_millis(1 + random % ceiling)

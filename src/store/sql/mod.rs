@@ -13,8 +13,8 @@ mod rows;
 mod schema;
 mod statement;
 
-pub(crate) use dialect::{Call, Dialect, Marker};
-pub(crate) use engine::{CONNECTIONS, Engine, LOCK_TIMEOUT};
+pub(crate) use dialect::{Call, Conn, Dialect, Marker};
+pub(crate) use engine::{CONNECTIONS, Engine, LOCK_TIMEOUT, jitter};
 pub(crate) use fault::Fault;
 pub(crate) use name::TableName;
 #[cfg(feature = "sqlite")]
@@ -23,11 +23,9 @@ pub(crate) use rows::Raw;
 pub(crate) use rows::reading;
 pub(crate) use rows::{Column, Kind, Reading, Scalar, Values};
 pub(crate) use schema::Layout;
-pub(crate) use statement::Field;
+pub(crate) use statement::{Field, Statement, Texts, Write};
 #[cfg(feature = "mysql")]
-pub(crate) use statement::Statement;
-#[cfg(feature = "mysql")]
-pub(crate) use statement::{CREATE_EXPRS, INSERT_EXPRS};
+pub(crate) use statement::{CREATE_EXPRS, INSERT_EXPRS, REMEMBER_EXPRS};
 #[cfg(feature = "mysql")]
 pub(crate) use statement::{Expr, Join};
 

@@ -8,7 +8,7 @@ use super::dialect::Dialect;
 use super::name::TableName;
 use super::rows::{Kind, Values, fence_bits, owner_bits};
 use crate::identity::Key;
-use crate::record::{self, Extend, Terms};
+use crate::record::{self, Extend, Owner, Sighting, Terms};
 use crate::store::cells::{Change, Ending};
 use crate::store::{Ask, Keyed, Retention};
 
@@ -22,6 +22,8 @@ pub(crate) enum Expr {
     Const(&'static str),
     /// A single value, by number from 0.
     Scalar(usize),
+    /// The store's clock.
+    Now,
     /// The store's clock and a single value.
     NowAndScalar(usize),
     /// A column of the batch, by number from 0.
@@ -34,6 +36,10 @@ pub(crate) enum Statement {
     Insert,
     Finish,
     FinishAlike,
+    /// As succeeded at once: the effect commits with it.
+    Remember,
+    /// Takes back what [`Remember`](Self::Remember) wrote in the same transaction.
+    Unremember,
     Prolong,
     Update,
     Create,
@@ -50,6 +56,10 @@ pub(crate) enum Write<'a> {
     Insert { terms: &'a Terms, asks: &'a [&'a Ask] },
     /// Endings of claims that are held.
     Finish(&'a [&'a Ending]),
+    /// Messages whose effects commit with their records.
+    Remember { owner: Owner, sightings: &'a [&'a Sighting] },
+    /// Messages of the same transaction that did not succeed after all.
+    Unremember(&'a [&'a Ending]),
     /// Longer leases of claims that are held.
     Prolong(&'a [&'a Extend]),
     /// Records in place of those that stand.
@@ -62,7 +72,8 @@ impl<'a> Write<'a> {
     pub(crate) const fn len(&self) -> usize {
         match self {
             Self::Insert { asks, .. } => asks.len(),
-            Self::Finish(endings) => endings.len(),
+            Self::Finish(endings) | Self::Unremember(endings) => endings.len(),
+            Self::Remember { sightings, .. } => sightings.len(),
             Self::Prolong(claims) => claims.len(),
             Self::Update(changes) | Self::Create(changes) => changes.len(),
         }
@@ -78,6 +89,14 @@ impl<'a> Write<'a> {
             Self::Finish(endings) => {
                 let (a, b) = endings.split_at(at);
                 (Self::Finish(a), Self::Finish(b))
+            }
+            Self::Remember { owner, sightings } => {
+                let (a, b) = sightings.split_at(at);
+                (Self::Remember { owner, sightings: a }, Self::Remember { owner, sightings: b })
+            }
+            Self::Unremember(endings) => {
+                let (a, b) = endings.split_at(at);
+                (Self::Unremember(a), Self::Unremember(b))
             }
             Self::Prolong(claims) => {
                 let (a, b) = claims.split_at(at);
@@ -99,6 +118,8 @@ impl<'a> Write<'a> {
             Self::Insert { .. } => Statement::Insert,
             Self::Finish(endings) if alike(endings) => Statement::FinishAlike,
             Self::Finish(_) => Statement::Finish,
+            Self::Remember { .. } => Statement::Remember,
+            Self::Unremember(_) => Statement::Unremember,
             Self::Prolong(_) => Statement::Prolong,
             Self::Update(_) => Statement::Update,
             Self::Create(_) => Statement::Create,
@@ -108,7 +129,8 @@ impl<'a> Write<'a> {
     pub(crate) fn key(&self, row: usize) -> Option<Key> {
         match self {
             Self::Insert { asks, .. } => asks.get(row).map(|ask| ask.key()),
-            Self::Finish(endings) => endings.get(row).map(|ending| ending.key),
+            Self::Finish(endings) | Self::Unremember(endings) => endings.get(row).map(|ending| ending.key),
+            Self::Remember { sightings, .. } => sightings.get(row).map(|sighting| sighting.key),
             Self::Prolong(claims) => claims.get(row).map(|claim| claim.key),
             Self::Update(changes) | Self::Create(changes) => changes.get(row).map(|change| change.key),
         }
@@ -133,16 +155,14 @@ impl<'a> Write<'a> {
                     .scalar(fence_bits(first.token.fence))
                     .digests(endings.iter().map(|ending| *ending.key.as_bytes()))
                     .digests(endings.iter().map(|ending| *ending.fingerprint.as_bytes())),
-                _ => rows
-                    .digests(endings.iter().map(|ending| *ending.key.as_bytes()))
-                    .digests(endings.iter().map(|ending| *ending.fingerprint.as_bytes()))
-                    .ints(endings.iter().map(|ending| owner_bits(ending.token.owner)))
-                    .ints(endings.iter().map(|ending| fence_bits(ending.token.fence)))
-                    .ints(endings.iter().map(|ending| i64::from(ending.code)))
-                    .ints(endings.iter().map(|ending| ending.delay))
-                    .ints(endings.iter().map(|ending| i64::from(ending.attempts)))
-                    .blobs(endings.iter().map(|ending| ending.result.clone())),
+                _ => each(rows, endings),
             },
+            Self::Remember { owner, sightings } => rows
+                .scalar(owner_bits(owner))
+                .digests(sightings.iter().map(|sighting| *sighting.key.as_bytes()))
+                .digests(sightings.iter().map(|sighting| *sighting.fingerprint.as_bytes()))
+                .blobs(sightings.iter().map(|sighting| Some(sighting.origin.to_bytes().into()))),
+            Self::Unremember(endings) => each(rows, endings),
             Self::Prolong(claims) => rows
                 .digests(claims.iter().map(|claim| *claim.key.as_bytes()))
                 .ints(claims.iter().map(|claim| owner_bits(claim.token.owner)))
@@ -177,6 +197,18 @@ impl<'a> Write<'a> {
     }
 }
 
+/// Endings that differ.
+fn each(rows: Values, endings: &[&Ending]) -> Values {
+    rows.digests(endings.iter().map(|ending| *ending.key.as_bytes()))
+        .digests(endings.iter().map(|ending| *ending.fingerprint.as_bytes()))
+        .ints(endings.iter().map(|ending| owner_bits(ending.token.owner)))
+        .ints(endings.iter().map(|ending| fence_bits(ending.token.fence)))
+        .ints(endings.iter().map(|ending| i64::from(ending.code)))
+        .ints(endings.iter().map(|ending| ending.delay))
+        .ints(endings.iter().map(|ending| i64::from(ending.attempts)))
+        .blobs(endings.iter().map(|ending| ending.result.clone()))
+}
+
 /// Whether endings differ in nothing but their keys, and keep no results: most batches.
 fn alike(endings: &[&Ending]) -> bool {
     endings.split_first().is_some_and(|(first, others)| {
@@ -200,6 +232,18 @@ pub(crate) const INSERT_EXPRS: &[Expr] = &[
     Expr::Scalar(0),
     Expr::Const("1"),
     Expr::NowAndScalar(1),
+    Expr::Field(2),
+];
+
+/// In the columns of a first claim, with their fields.
+pub(crate) const REMEMBER_EXPRS: &[Expr] = &[
+    Expr::Field(0),
+    Expr::Field(1),
+    Expr::Const("2"),
+    Expr::Const("1"),
+    Expr::Scalar(0),
+    Expr::Const("1"),
+    Expr::Now,
     Expr::Field(2),
 ];
 
@@ -295,6 +339,7 @@ fn render<D: Dialect>(dialect: &D, table: &str, patience: Duration, statement: S
     let int = |number| D::placeholder(number, Kind::Int);
     match statement {
         Statement::Insert => D::insert(table, INSERT_COLUMNS, INSERT_EXPRS, INSERT_FIELDS, 2, &now, size),
+        Statement::Remember => D::insert(table, INSERT_COLUMNS, REMEMBER_EXPRS, INSERT_FIELDS, 1, &now, size),
         Statement::Create => D::insert(table, CREATE_COLUMNS, CREATE_EXPRS, CREATE_FIELDS, 0, &now, size),
         Statement::FinishAlike => {
             let set = vec![
@@ -306,14 +351,15 @@ fn render<D: Dialect>(dialect: &D, table: &str, patience: Duration, statement: S
             let on = format!("state = 0 AND owner = {} AND fence = {}", int(4), int(5));
             D::update_alike(table, &set, &on, 6, size)
         }
-        Statement::Finish => {
+        Statement::Finish | Statement::Unremember => {
             let set = vec![
                 ("state", "u.s".to_owned()),
                 ("time", format!("{now} + u.d")),
                 ("attempts", "u.n".to_owned()),
                 ("result", "u.r".to_owned()),
             ];
-            let on = "h.fingerprint = u.f AND h.state = 0 AND h.owner = u.w AND h.fence = u.x".to_owned();
+            let state = if statement == Statement::Finish { 0 } else { 2 };
+            let on = format!("h.fingerprint = u.f AND h.state = {state} AND h.owner = u.w AND h.fence = u.x");
             D::update(table, &Join { fields: FINISH_FIELDS, on, set }, size)
         }
         Statement::Prolong => {
@@ -387,6 +433,7 @@ pub(crate) fn insert_select<D: Dialect>(
         .map(|expr| match *expr {
             Expr::Const(text) => text.to_owned(),
             Expr::Scalar(number) => D::placeholder(number + 1, Kind::Int),
+            Expr::Now => now.to_owned(),
             Expr::NowAndScalar(number) => format!("{now} + {}", D::placeholder(number + 1, Kind::Int)),
             Expr::Field(number) => format!("u.{}", fields.get(number).map_or("", |field| field.0)),
         })

@@ -1,0 +1,120 @@
+//! What one database does in its own way inside a transaction of ours.
+//!
+//! Records are written by the statements of the store ([`Dialect`]); here is what a store does not need: transactions, and windows.
+
+use std::future::Future;
+use std::time::Duration;
+
+use sqlx::{Database, Error};
+
+use crate::store::sql::{Conn, Dialect, TableName};
+
+/// sqlx's keeper of how deep transactions are nested.
+pub(crate) type Manager<D> = <<D as Dialect>::Db as Database>::TransactionManager;
+
+/// A window's row is found by this: a digest of scope and partition, or of scope and producer's source.
+pub(crate) type Source = [u8; 16];
+
+/// The `next` of a row that has never moved.
+pub(crate) const NEVER: i64 = -1;
+
+/// A window as it stands in its table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) source: Source,
+    pub(crate) fence: i64,
+    /// [`NEVER`] until it first moves.
+    pub(crate) next: i64,
+    /// Encoded by `window`; empty until it first moves.
+    pub(crate) state: Vec<u8>,
+    pub(crate) note: Option<Vec<u8>>,
+}
+
+/// A window to write where its fence still stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shift {
+    pub(crate) source: Source,
+    /// What must stand.
+    pub(crate) fence: i64,
+    pub(crate) next: i64,
+    pub(crate) state: Vec<u8>,
+    /// `None` leaves what stands.
+    pub(crate) note: Option<Vec<u8>>,
+}
+
+/// A dialect that can share a transaction with a handler. All statements are run inside a transaction that [`begin`](Self::begin) began.
+/// Batches of sources are sorted, without repetition, and small: one for each partition in hand.
+pub(crate) trait Transact: Dialect {
+    /// Begins a transaction on a connection that is in none, through sqlx's transaction manager, so that a handler's own `begin` makes a
+    /// savepoint. None of its statements may wait longer than `patience` (or the shortest time the database knows, if that is
+    /// longer) for somebody's lock.
+    fn begin(&self, conn: &mut Conn<Self>, patience: Duration) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Puts back what [`begin`](Self::begin) set and the end of the transaction did not; called after commit or rollback.
+    /// A connection on which this fails is closed.
+    fn restore(&self, _conn: &mut Conn<Self>) -> impl Future<Output = Result<(), Error>> + Send {
+        async { Ok(()) }
+    }
+
+    /// Runs statements without values, in one round trip where the database takes several at once.
+    fn plain(&self, conn: &mut Conn<Self>, text: &'static str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Raises the fence of each row by one, makes it with fence 1 and [`NEVER`] where it is missing, and reads it then. Rows come in
+    /// any order.
+    fn raise(
+        &self,
+        conn: &mut Conn<Self>,
+        table: &TableName,
+        sources: &[Source],
+    ) -> impl Future<Output = Result<Vec<Row>, Error>> + Send;
+
+    /// Makes the rows that are missing, with fence 0 and [`NEVER`]; leaves alone what stands.
+    fn plant(
+        &self,
+        conn: &mut Conn<Self>,
+        table: &TableName,
+        sources: &[Source],
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Reads rows as they stand now, and locks them until the transaction ends, in the order given. Rows come in any order.
+    fn load(
+        &self,
+        conn: &mut Conn<Self>,
+        table: &TableName,
+        sources: &[Source],
+    ) -> impl Future<Output = Result<Vec<Row>, Error>> + Send;
+
+    /// Writes `next`, `state`, `note` (if given) and `time` (the database's clock) of each row whose fence still stands, and says of
+    /// how many that was so (whether or not a value changed).
+    fn shift(
+        &self,
+        conn: &mut Conn<Self>,
+        table: &TableName,
+        shifts: &[Shift],
+    ) -> impl Future<Output = Result<u64, Error>> + Send;
+
+    /// The database's clock in milliseconds.
+    fn clock(&self) -> String {
+        self.now(Duration::from_secs(1))
+    }
+
+    /// Sets the savepoint. Savepoints are ours, not sqlx's: a handler's own nest inside it.
+    fn savepoint(&self, conn: &mut Conn<Self>) -> impl Future<Output = Result<(), Error>> + Send {
+        self.plain(conn, "SAVEPOINT hapax_handler")
+    }
+
+    /// Releases the savepoint. An error means that the transaction is over, or that one of its statements was refused.
+    fn release(&self, conn: &mut Conn<Self>) -> impl Future<Output = Result<(), Error>> + Send {
+        self.plain(conn, "RELEASE SAVEPOINT hapax_handler")
+    }
+
+    /// Releases the savepoint and sets it anew, in one round trip.
+    fn next_savepoint(&self, conn: &mut Conn<Self>) -> impl Future<Output = Result<(), Error>> + Send {
+        self.plain(conn, "RELEASE SAVEPOINT hapax_handler; SAVEPOINT hapax_handler")
+    }
+
+    /// Goes back to the savepoint, which stays set. An error means that the transaction is over.
+    fn back_to_savepoint(&self, conn: &mut Conn<Self>) -> impl Future<Output = Result<(), Error>> + Send {
+        self.plain(conn, "ROLLBACK TO SAVEPOINT hapax_handler")
+    }
+}

@@ -1,0 +1,27 @@
+//! Effects once: the handler's effects and what is remembered of the message commit together. Level L2.
+
+mod dialect;
+#[cfg(feature = "postgres")]
+mod postgres;
+
+/// A database that a handler and this crate can share a transaction in: `sqlx::Postgres`, `sqlx::MySql`, `sqlx::Sqlite`. Sealed.
+#[allow(private_bounds, reason = "sealed")]
+pub trait TransactionalDatabase: sealed::Sealed {}
+
+mod sealed {
+    use super::dialect::Transact;
+
+    #[allow(unreachable_pub, reason = "sealed")]
+    pub(crate) trait Sealed: sqlx::Database + Sized {
+        type Dialect: Transact<Db = Self>;
+        const DIALECT: Self::Dialect;
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl sealed::Sealed for sqlx::Postgres {
+    type Dialect = crate::store::postgres::Postgres;
+    const DIALECT: Self::Dialect = crate::store::postgres::Postgres;
+}
+#[cfg(feature = "postgres")]
+impl TransactionalDatabase for sqlx::Postgres {}

@@ -1,0 +1,91 @@
+//! Transactions and windows in PostgreSQL.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::{Arguments, AssertSqlSafe, Error, Row as _, SqlSafeStr};
+use sqlx_core::transaction::TransactionManager;
+
+use super::dialect::{Manager, NEVER, Row, Shift, Source, Transact};
+use crate::store::postgres::Postgres;
+use crate::store::sql::{Dialect, TableName};
+
+const COLUMNS: &str = "source, fence, next, state, note";
+
+fn quoted(table: &TableName) -> String {
+    table.quoted(Postgres::QUOTE)
+}
+
+fn bound(sources: &[Source]) -> Result<PgArguments, Error> {
+    let mut arguments = PgArguments::default();
+    arguments.add(sources.iter().map(<[u8; 16]>::as_slice).collect::<Vec<_>>()).map_err(Error::Encode)?;
+    Ok(arguments)
+}
+
+fn row(row: &PgRow) -> Result<Row, Error> {
+    let source: &[u8] = row.try_get(0)?;
+    Ok(Row {
+        source: source.try_into().map_err(|_| Error::Decode("a window's source has 16 bytes".into()))?,
+        fence: row.try_get(1)?,
+        next: row.try_get(2)?,
+        state: row.try_get(3)?,
+        note: row.try_get(4)?,
+    })
+}
+
+impl Transact for Postgres {
+    async fn begin(&self, conn: &mut PgConnection, patience: Duration) -> Result<(), Error> {
+        // One message, one round trip; the setting ends with the transaction.
+        let text = format!("BEGIN; SET LOCAL lock_timeout = {}", patience.as_millis().max(1));
+        Manager::<Self>::begin(conn, Some(AssertSqlSafe(text).into_sql_str())).await
+    }
+
+    async fn plain(&self, conn: &mut PgConnection, text: &'static str) -> Result<(), Error> {
+        sqlx::raw_sql(text).execute(conn).await.map(drop)
+    }
+
+    async fn raise(&self, conn: &mut PgConnection, table: &TableName, sources: &[Source]) -> Result<Vec<Row>, Error> {
+        let (table, clock) = (quoted(table), self.clock());
+        let text = format!(
+            "INSERT INTO {table} AS w (source, fence, next, state, time) \
+             SELECT s, 1, {NEVER}, ''::bytea, {clock} FROM unnest($1::bytea[]) AS s \
+             ON CONFLICT (source) DO UPDATE SET fence = w.fence + 1, time = excluded.time RETURNING {COLUMNS}"
+        );
+        let rows = sqlx::query_with(AssertSqlSafe(text), bound(sources)?).persistent(false).fetch_all(conn).await?;
+        rows.iter().map(row).collect()
+    }
+
+    async fn plant(&self, conn: &mut PgConnection, table: &TableName, sources: &[Source]) -> Result<(), Error> {
+        let (table, clock) = (quoted(table), self.clock());
+        let text = format!(
+            "INSERT INTO {table} (source, fence, next, state, time) \
+             SELECT s, 0, {NEVER}, ''::bytea, {clock} FROM unnest($1::bytea[]) AS s ON CONFLICT (source) DO NOTHING"
+        );
+        sqlx::query_with(AssertSqlSafe(text), bound(sources)?).execute(conn).await.map(drop)
+    }
+
+    async fn load(&self, conn: &mut PgConnection, table: &TableName, sources: &[Source]) -> Result<Vec<Row>, Error> {
+        let table = quoted(table);
+        let text = format!("SELECT {COLUMNS} FROM {table} WHERE source = ANY ($1::bytea[]) ORDER BY source FOR UPDATE");
+        let rows = sqlx::query_with(AssertSqlSafe(text), bound(sources)?).fetch_all(conn).await?;
+        rows.iter().map(row).collect()
+    }
+
+    async fn shift(&self, conn: &mut PgConnection, table: &TableName, shifts: &[Shift]) -> Result<u64, Error> {
+        let (table, clock) = (quoted(table), self.clock());
+        let text = format!(
+            "UPDATE {table} AS w SET next = u.n, state = u.s, note = coalesce(u.m, w.note), time = {clock} \
+             FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[]) AS u (k, f, n, s, m) \
+             WHERE w.source = u.k AND w.fence = u.f"
+        );
+        let mut arguments = bound(&shifts.iter().map(|shift| shift.source).collect::<Vec<_>>())?;
+        let mut add = || {
+            arguments.add(shifts.iter().map(|shift| shift.fence).collect::<Vec<_>>())?;
+            arguments.add(shifts.iter().map(|shift| shift.next).collect::<Vec<_>>())?;
+            arguments.add(shifts.iter().map(|shift| shift.state.as_slice()).collect::<Vec<_>>())?;
+            arguments.add(shifts.iter().map(|shift| shift.note.as_deref()).collect::<Vec<_>>())
+        };
+        add().map_err(Error::Encode)?;
+        Ok(sqlx::query_with(AssertSqlSafe(text), arguments).execute(conn).await?.rows_affected())
+    }
+}

@@ -1,0 +1,129 @@
+//! Transactions and windows in SQLite.
+
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
+use sqlx::{Arguments, AssertSqlSafe, Error, Row as _, SqlSafeStr, TransactionManager};
+
+use super::dialect::{NEVER, Row, Shift, Source, Transact};
+use crate::store::sql::{Dialect, TableName};
+use crate::store::sqlite::Sqlite;
+
+type Manager = <sqlx::Sqlite as sqlx::Database>::TransactionManager;
+
+const COLUMNS: &str = "source, fence, next, state, note";
+
+fn quoted(table: &TableName) -> String {
+    table.quoted(Sqlite::QUOTE)
+}
+
+fn row(row: &SqliteRow) -> Result<Row, Error> {
+    let source: &[u8] = row.try_get(0)?;
+    Ok(Row {
+        source: source.try_into().map_err(|_| Error::Decode("a window's source has 16 bytes".into()))?,
+        fence: row.try_get(1)?,
+        next: row.try_get(2)?,
+        state: row.try_get(3)?,
+        note: row.try_get(4)?,
+    })
+}
+
+/// So many tuples. Sizes are powers of two, so that few statements are kept prepared.
+fn tuples(tuple: &str, size: usize) -> String {
+    vec![tuple; size].join(", ")
+}
+
+fn size(len: usize) -> usize {
+    len.next_power_of_two()
+}
+
+/// Sources for so many tuples; nulls, which meet nothing, where there are more.
+fn bound(sources: &[Source], size: usize) -> Result<SqliteArguments, Error> {
+    let mut arguments = SqliteArguments::default();
+    (0..size)
+        .try_for_each(|at| arguments.add(sources.get(at).map(<[u8; 16]>::as_slice).map(<[u8]>::to_vec)))
+        .map_err(Error::Encode)?;
+    Ok(arguments)
+}
+
+impl Transact for Sqlite {
+    /// The write lock is taken at once: a transaction that read first could not get it while another one writes, and would fail without
+    /// waiting. How long it waits is the pool's own `busy_timeout`: the whole file is locked, so nothing else could go on meanwhile.
+    async fn begin(&self, conn: &mut SqliteConnection, _patience: Duration) -> Result<(), Error> {
+        Manager::begin(conn, Some("BEGIN IMMEDIATE".into_sql_str())).await
+    }
+
+    async fn raise(
+        &self,
+        conn: &mut SqliteConnection,
+        table: &TableName,
+        sources: &[Source],
+    ) -> Result<Vec<Row>, Error> {
+        if sources.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (table, clock) = (quoted(table), self.clock());
+        let values = tuples(&format!("(?, 1, {NEVER}, x'', {clock})"), sources.len());
+        let text = format!(
+            "INSERT INTO {table} AS w (source, fence, next, state, time) VALUES {values} \
+             ON CONFLICT (source) DO UPDATE SET fence = w.fence + 1, time = excluded.time RETURNING {COLUMNS}"
+        );
+        let arguments = bound(sources, sources.len())?;
+        let rows = sqlx::query_with(AssertSqlSafe(text), arguments).persistent(false).fetch_all(conn).await?;
+        rows.iter().map(row).collect()
+    }
+
+    async fn plant(&self, conn: &mut SqliteConnection, table: &TableName, sources: &[Source]) -> Result<(), Error> {
+        if sources.is_empty() {
+            return Ok(());
+        }
+        let (table, clock) = (quoted(table), self.clock());
+        let values = tuples(&format!("(?, 0, {NEVER}, x'', {clock})"), sources.len());
+        let text = format!(
+            "INSERT INTO {table} (source, fence, next, state, time) VALUES {values} ON CONFLICT (source) DO NOTHING"
+        );
+        let arguments = bound(sources, sources.len())?;
+        sqlx::query_with(AssertSqlSafe(text), arguments).persistent(false).execute(conn).await.map(drop)
+    }
+
+    async fn load(
+        &self,
+        conn: &mut SqliteConnection,
+        table: &TableName,
+        sources: &[Source],
+    ) -> Result<Vec<Row>, Error> {
+        if sources.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Nobody else writes until the transaction ends: that is lock enough.
+        let size = size(sources.len());
+        let text = format!("SELECT {COLUMNS} FROM {} WHERE source IN ({})", quoted(table), tuples("?", size));
+        let rows = sqlx::query_with(AssertSqlSafe(text), bound(sources, size)?).fetch_all(conn).await?;
+        rows.iter().map(row).collect()
+    }
+
+    async fn shift(&self, conn: &mut SqliteConnection, table: &TableName, shifts: &[Shift]) -> Result<u64, Error> {
+        if shifts.is_empty() {
+            return Ok(0);
+        }
+        let size = size(shifts.len());
+        let text = format!(
+            "WITH u (k, f, n, s, m) AS (VALUES {}) \
+             UPDATE {} AS w SET next = u.n, state = u.s, note = coalesce(u.m, w.note), time = {} \
+             FROM u WHERE w.source = u.k AND w.fence = u.f",
+            tuples("(?, ?, ?, ?, ?)", size),
+            quoted(table),
+            self.clock(),
+        );
+        let mut arguments = SqliteArguments::default();
+        let mut add = |shift: Option<&Shift>| {
+            arguments.add(shift.map(|shift| shift.source.to_vec()))?;
+            arguments.add(shift.map(|shift| shift.fence))?;
+            arguments.add(shift.map(|shift| shift.next))?;
+            arguments.add(shift.map(|shift| shift.state.clone()))?;
+            arguments.add(shift.and_then(|shift| shift.note.clone()))
+        };
+        (0..size).try_for_each(|at| add(shifts.get(at))).map_err(Error::Encode)?;
+        Ok(sqlx::query_with(AssertSqlSafe(text), arguments).execute(conn).await?.rows_affected())
+    }
+}
