@@ -6,7 +6,7 @@ CREATE TABLE IF NOT EXISTS `hapax_windows` (
     source BINARY(16) NOT NULL PRIMARY KEY,  -- digest of scope and partition, or of scope and source
     fence  BIGINT     NOT NULL,              -- grows with every new owner of the partition
     next   BIGINT     NOT NULL,              -- offset (or sequence) below which all is finished
-    state  BLOB       NOT NULL,              -- what is finished above it, and what has failed
+    state  MEDIUMBLOB NOT NULL,              -- what is finished above it, and what has failed
     note   BLOB           NULL,              -- what the consumer keeps to know the topic again
     time   BIGINT     NOT NULL               -- ms since 1970: when it last moved
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC COMMENT = 'hapax windows schema 1';

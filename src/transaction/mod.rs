@@ -1,8 +1,12 @@
 //! Effects once: the handler's effects and what is remembered of the message commit together. Level L2.
 
 mod dialect;
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 
 /// A database that a handler and this crate can share a transaction in: `sqlx::Postgres`, `sqlx::MySql`, `sqlx::Sqlite`. Sealed.
 #[allow(private_bounds, reason = "sealed")]
@@ -25,3 +29,19 @@ impl sealed::Sealed for sqlx::Postgres {
 }
 #[cfg(feature = "postgres")]
 impl TransactionalDatabase for sqlx::Postgres {}
+
+#[cfg(feature = "mysql")]
+impl sealed::Sealed for sqlx::MySql {
+    type Dialect = crate::store::mysql::Mysql;
+    const DIALECT: Self::Dialect = crate::store::mysql::Mysql;
+}
+#[cfg(feature = "mysql")]
+impl TransactionalDatabase for sqlx::MySql {}
+
+#[cfg(feature = "sqlite")]
+impl sealed::Sealed for sqlx::Sqlite {
+    type Dialect = crate::store::sqlite::Sqlite;
+    const DIALECT: Self::Dialect = crate::store::sqlite::Sqlite;
+}
+#[cfg(feature = "sqlite")]
+impl TransactionalDatabase for sqlx::Sqlite {}

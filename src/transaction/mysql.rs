@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use sqlx::mysql::{MySqlArguments, MySqlConnection, MySqlRow};
-use sqlx::{Arguments, AssertSqlSafe, Error, Row as _, SqlSafeStr, TransactionManager};
+use sqlx::{Arguments, AssertSqlSafe, Error, Row as _, SqlSafeStr};
+use sqlx_core::transaction::TransactionManager;
 
-use super::dialect::{NEVER, Row, Shift, Source, Transact};
+use super::dialect::{Manager, NEVER, Row, Shift, Source, Transact};
 use crate::store::mysql::Mysql;
 use crate::store::sql::{Dialect, Field, Kind, TableName};
-
-type Manager = <sqlx::MySql as sqlx::Database>::TransactionManager;
 
 /// Rows of a statement that may meet several windows. Sizes are powers of two, so that few statements are kept prepared.
 const SHIFT: &[Field] =
@@ -58,16 +57,20 @@ impl Transact for Mysql {
              SESSION lock_wait_timeout = LEAST(@@SESSION.lock_wait_timeout, {seconds}), SESSION autocommit = 0; \
              SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION"
         );
-        Manager::begin(conn, Some(AssertSqlSafe(text).into_sql_str())).await
+        Manager::<Self>::begin(conn, Some(AssertSqlSafe(text).into_sql_str())).await
     }
 
     async fn restore(&self, conn: &mut MySqlConnection) -> Result<(), Error> {
         // Turning autocommit on commits what is open: nothing may be.
-        if Manager::get_transaction_depth(conn) > 0 {
+        if Manager::<Self>::get_transaction_depth(conn) > 0 {
             return Err(Error::Protocol("a transaction is still open".into()));
         }
         let text = "SET SESSION innodb_lock_wait_timeout = @hapax_row_wait, SESSION lock_wait_timeout = @hapax_wait, \
                     SESSION autocommit = @hapax_autocommit";
+        sqlx::raw_sql(text).execute(conn).await.map(drop)
+    }
+
+    async fn plain(&self, conn: &mut MySqlConnection, text: &'static str) -> Result<(), Error> {
         sqlx::raw_sql(text).execute(conn).await.map(drop)
     }
 
@@ -109,9 +112,7 @@ impl Transact for Mysql {
             quoted(table),
         );
         let mut arguments = MySqlArguments::default();
-        (0..size)
-            .try_for_each(|at| arguments.add(sources.get(at).map(<[u8; 16]>::as_slice)))
-            .map_err(Error::Encode)?;
+        (0..size).try_for_each(|at| arguments.add(sources.get(at).map(<[u8; 16]>::as_slice))).map_err(Error::Encode)?;
         let rows = sqlx::query_with(AssertSqlSafe(text), arguments).fetch_all(conn).await?;
         rows.iter().map(row).collect()
     }

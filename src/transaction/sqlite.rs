@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
-use sqlx::{Arguments, AssertSqlSafe, Error, Row as _, SqlSafeStr, TransactionManager};
+use sqlx::{Arguments, AssertSqlSafe, Error, Row as _, SqlSafeStr};
+use sqlx_core::transaction::TransactionManager;
 
-use super::dialect::{NEVER, Row, Shift, Source, Transact};
+use super::dialect::{Manager, NEVER, Row, Shift, Source, Transact};
 use crate::store::sql::{Dialect, TableName};
 use crate::store::sqlite::Sqlite;
-
-type Manager = <sqlx::Sqlite as sqlx::Database>::TransactionManager;
 
 const COLUMNS: &str = "source, fence, next, state, note";
 
@@ -50,7 +49,11 @@ impl Transact for Sqlite {
     /// The write lock is taken at once: a transaction that read first could not get it while another one writes, and would fail without
     /// waiting. How long it waits is the pool's own `busy_timeout`: the whole file is locked, so nothing else could go on meanwhile.
     async fn begin(&self, conn: &mut SqliteConnection, _patience: Duration) -> Result<(), Error> {
-        Manager::begin(conn, Some("BEGIN IMMEDIATE".into_sql_str())).await
+        Manager::<Self>::begin(conn, Some("BEGIN IMMEDIATE".into_sql_str())).await
+    }
+
+    async fn plain(&self, conn: &mut SqliteConnection, text: &'static str) -> Result<(), Error> {
+        sqlx::raw_sql(text).execute(conn).await.map(drop)
     }
 
     async fn raise(

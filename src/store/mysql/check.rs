@@ -128,7 +128,7 @@ const fn wanted(layout: Layout) -> &'static [(&'static str, &'static str, bool)]
             ("source", "binary(16)", false),
             ("fence", "bigint", false),
             ("next", "bigint", false),
-            ("state", "blob", false),
+            ("state", "mediumblob", false),
             ("note", "blob", true),
             ("time", "bigint", false),
         ],
