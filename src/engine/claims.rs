@@ -136,7 +136,7 @@ impl Engine {
             return true;
         };
         match entry.subject {
-            Subject::Bare => self.make_ready(ticket),
+            Subject::Bare | Subject::Own => self.make_ready(ticket),
             Subject::Refused => self.give_up(ticket, Cause::Identity, commands),
             Subject::Known { .. } if *budget == 0 => return false,
             Subject::Known { key, fingerprint } => {
@@ -257,35 +257,46 @@ impl Engine {
             if self.table.phase(ticket) != Phase::Claiming {
                 continue;
             }
-            match answer {
-                Answer::Acquired { attempt } => self.acquired(ticket, attempt),
-                _ if !self.is_live(ticket) => self.drop_it(ticket),
-                Answer::Redelivered => self.finish(ticket, Ending::Redelivered),
-                Answer::SameId => self.finish(ticket, Ending::SameId),
-                Answer::InFlight { .. } if self.config.has(Flaw::PassInFlight) => self.finish(ticket, Ending::SameId),
-                Answer::InFlight { remaining } => {
-                    let looks = self.table.get(ticket).map_or(0, |entry| entry.looks);
-                    let step = FIRST_LOOK.saturating_mul(1 << looks.min(10)).min(LAST_LOOK);
-                    if let Some(entry) = self.table.get_mut(ticket) {
-                        entry.looks = looks.saturating_add(1);
-                    }
-                    let remaining = if remaining.is_zero() { step } else { remaining };
-                    self.wait(ticket, now + remaining.max(Time::from_millis(1)).min(step));
+            self.answered(now, ticket, answer, commands);
+        }
+    }
+
+    /// What follows from an answer, be it to a claim or of whatever remembers the message by itself.
+    pub(super) fn answered(&mut self, now: Time, ticket: Ticket, answer: Answer, commands: &mut Vec<Command>) {
+        let own = self.table.get(ticket).is_some_and(Entry::is_own);
+        match answer {
+            // There was nothing to acquire: its turn comes again.
+            Answer::Acquired { .. } if own => self.requeue(ticket),
+            Answer::Acquired { attempt } => self.acquired(ticket, attempt),
+            _ if !self.is_live(ticket) => self.drop_it(ticket),
+            Answer::Redelivered => self.finish(ticket, Ending::Redelivered),
+            Answer::SameId => self.finish(ticket, Ending::SameId),
+            Answer::InFlight { .. } if self.config.has(Flaw::PassInFlight) => self.finish(ticket, Ending::SameId),
+            Answer::InFlight { remaining } => {
+                let looks = self.table.get(ticket).map_or(0, |entry| entry.looks);
+                let step = FIRST_LOOK.saturating_mul(1 << looks.min(10)).min(LAST_LOOK);
+                if let Some(entry) = self.table.get_mut(ticket) {
+                    entry.looks = looks.saturating_add(1);
                 }
-                Answer::NotDue { remaining } => self.wait(ticket, now + remaining.max(Time::from_millis(1))),
-                Answer::Dead => self.give_up(ticket, Cause::DeadBefore, commands),
-                Answer::Conflict => match self.config.conflicts {
-                    Conflicts::Skip => self.finish(ticket, Ending::Conflict),
-                    Conflicts::GiveUp => self.give_up(ticket, Cause::Conflict, commands),
-                    Conflicts::Handle => {
-                        self.leave_hand(ticket, None);
-                        if let Some(entry) = self.table.get_mut(ticket) {
-                            entry.subject = Subject::Bare;
-                        }
-                        self.make_ready(ticket);
-                    }
-                },
+                let remaining = if remaining.is_zero() { step } else { remaining };
+                self.wait(ticket, now + remaining.max(Time::from_millis(1)).min(step));
             }
+            Answer::NotDue { remaining } => self.wait(ticket, now + remaining.max(Time::from_millis(1))),
+            Answer::Dead => self.give_up(ticket, Cause::DeadBefore, commands),
+            Answer::Refused => self.give_up(ticket, Cause::Identity, commands),
+            Answer::Conflict => match self.config.conflicts {
+                Conflicts::Skip => self.finish(ticket, Ending::Conflict),
+                Conflicts::GiveUp => self.give_up(ticket, Cause::Conflict, commands),
+                // What remembers by itself would find the same conflict again: there, it is handled without being asked about.
+                Conflicts::Handle if own => self.give_up(ticket, Cause::Conflict, commands),
+                Conflicts::Handle => {
+                    self.leave_hand(ticket, None);
+                    if let Some(entry) = self.table.get_mut(ticket) {
+                        entry.subject = Subject::Bare;
+                    }
+                    self.make_ready(ticket);
+                }
+            },
         }
     }
 

@@ -112,8 +112,14 @@ impl Engine {
     pub(super) fn give_up(&mut self, ticket: Ticket, cause: Cause, commands: &mut Vec<Command>) {
         let claimed = self.table.get(ticket).is_some_and(Entry::holds_claim);
         let spent = self.table.get(ticket).is_some_and(|entry| entry.spent);
+        let own = self.table.get(ticket).is_some_and(Entry::is_own);
         // What the store does not know, and never will, would be lost.
-        let passes = self.config.on_dead == OnDead::Record && (claimed || spent || cause == Cause::DeadBefore);
+        let known = if own {
+            self.is_live(ticket) && !matches!(cause, Cause::Identity | Cause::Conflict)
+        } else {
+            claimed || spent || cause == Cause::DeadBefore
+        };
+        let passes = self.config.on_dead == OnDead::Record && known;
         if !self.is_live(ticket) && !passes {
             // Whoever gets it next finds it as it is, and does what is to be done.
             if claimed {
@@ -132,7 +138,7 @@ impl Engine {
                 self.set(ticket, Phase::Lettering(cause));
                 self.letters.push((ticket, cause));
             }
-            OnDead::Record if passes && claimed => self.end(ticket, Verdict::Dead),
+            OnDead::Record if passes && (claimed || own) => self.end(ticket, Verdict::Dead),
             OnDead::Record if passes => self.finish(ticket, Ending::Dead),
             OnDead::Record | OnDead::Stop => self.stop(ticket, cause, Verdict::Released, commands),
         }
@@ -160,7 +166,7 @@ impl Engine {
             if !matches!(self.table.phase(*ticket), Phase::Lettering(_)) {
                 continue;
             }
-            if self.table.get(*ticket).is_some_and(Entry::holds_claim) {
+            if self.table.get(*ticket).is_some_and(|entry| entry.holds_claim() || entry.is_own()) {
                 self.end(*ticket, Verdict::Dead);
             } else {
                 self.finish(*ticket, Ending::Dead);

@@ -39,6 +39,9 @@ pub enum Subject {
     },
     /// It has none: handled at once.
     Bare,
+    /// Whatever handles it remembers it by itself, together with its effect: handled at once, without a claim. What is known of it
+    /// comes back as [`Ran::Answered`]; only giving it up is told, by [`Verdict::Dead`].
+    Own,
     /// It has no usable identity, and policy is to refuse such messages.
     Refused,
 }
@@ -84,6 +87,8 @@ pub enum Answer {
     Dead,
     /// Another message with the same identity says something else.
     Conflict,
+    /// It has no usable identity, and policy is to refuse such messages. Only from what remembers by itself: see [`Ran::Answered`].
+    Refused,
 }
 
 /// How a handler ended.
@@ -95,6 +100,8 @@ pub enum Ran {
     Failed {
         /// How long to wait: back-off and jitter are the driver's.
         retry_in: Duration,
+        /// Which attempt it was, from 1, over all processes, where whatever handled it counts by itself: that wins over the count here.
+        attempt: Option<u32>,
     },
     /// It failed, and never will succeed.
     Fatal,
@@ -105,6 +112,8 @@ pub enum Ran {
     },
     /// Whatever handled it decided by itself: a batch in one transaction, an inbox.
     Finished(Ending),
+    /// It was not handled, since whatever remembers it by itself says this: treated as the same answer to a claim.
+    Answered(Answer),
     /// Its turn did not come, since one before it in its chain failed or it was halted. Reported together with that, in order.
     NotBegun,
     /// As its turn came, its lease had run out: another owner may have it, so it did not begin. So it goes for those behind it in its chain.

@@ -1,6 +1,6 @@
 //! From ready to over: what is started, in which order, and what follows from how it ended.
 
-use super::event::{Cause, Command, Ending, Ran, Start, Ticket, Time, Verdict};
+use super::event::{Answer, Cause, Command, Ending, Ran, Start, Ticket, Time, Verdict};
 use super::lanes::is_passable;
 use super::table::{NONE, Phase};
 use super::{Engine, Flaw};
@@ -119,7 +119,7 @@ impl Engine {
                 continue;
             };
             let chain = std::mem::replace(&mut entry.chain, NONE);
-            if matches!(how, Ran::NotBegun | Ran::Lost) {
+            if matches!(how, Ran::NotBegun | Ran::Lost | Ran::Answered(_)) {
                 entry.begun = entry.begun.saturating_sub(1);
             }
             self.ran_one(now, ticket, how, commands);
@@ -150,7 +150,9 @@ impl Engine {
         let Some(entry) = self.table.get(ticket).copied() else { return };
         // Nothing is left to tell the store: there is no record, or it was told before.
         let untold = !entry.holds_claim();
-        if !matches!(how, Ran::Unavailable { .. } | Ran::NotBegun | Ran::Lost | Ran::Aborted) {
+        // A redelivery may be known without anything being asked.
+        let silent = Ran::Answered(Answer::Redelivered);
+        if !matches!(how, Ran::Unavailable { .. } | Ran::NotBegun | Ran::Lost | Ran::Aborted) && how != silent {
             self.downstream.succeed();
         }
         match how {
@@ -162,8 +164,17 @@ impl Engine {
                 self.end(ticket, Verdict::Succeeded);
             }
             Ran::Finished(ending) => self.finish(ticket, ending),
+            Ran::Answered(answer) => self.answered(now, ticket, answer, commands),
             Ran::Failed { .. } if entry.spent => self.give_up(ticket, Cause::Attempts, commands),
-            Ran::Failed { retry_in } => self.failed(now, ticket, retry_in, untold, commands),
+            Ran::Failed { retry_in, attempt } => {
+                if let Some(entry) = self.table.get_mut(ticket) {
+                    entry.looks = 0;
+                    if let (Some(attempt), true) = (attempt, untold) {
+                        entry.begun = attempt;
+                    }
+                }
+                self.failed(now, ticket, retry_in, untold, commands);
+            }
             Ran::Fatal => self.give_up(ticket, Cause::Fatal, commands),
             Ran::Unavailable { random } => {
                 let wait = self.downstream.fail(now, random);

@@ -23,7 +23,8 @@
 //! ```
 //!
 //! Each step takes whatever is there, so a batch is what has been waiting; no timer holds anything back. A message without a record
-//! ([`Subject::Bare`]) goes from the queue straight to ready, and from its handler straight to finished.
+//! ([`Subject::Bare`]) goes from the queue straight to ready, and from its handler straight to finished. So does one that whatever handles it
+//! remembers by itself, together with its effect ([`Subject::Own`]): there, what a claim would have been told comes back from the handler.
 //!
 //! Rules that hold everywhere:
 //!

@@ -48,8 +48,12 @@ impl Breaker {
     const FIRST: Duration = Duration::from_millis(50);
     const LONGEST: Duration = Duration::from_secs(2);
 
-    /// Notes a failure. Answers how long to wait: 50 ms doubling to 2 s, at least half of it.
+    /// Notes a failure. Answers how long to wait: 50 ms doubling to 2 s, at least half of it. What fails while it is left alone was begun
+    /// before: the messages of one batch are one failure.
     pub(super) fn fail(&mut self, now: Time, random: u64) -> Duration {
+        if self.is_open(now) {
+            return self.until.saturating_sub(now);
+        }
         let longest = Self::FIRST.saturating_mul(1 << self.failures.min(10)).min(Self::LONGEST);
         let wait = longest / 2 + share(longest / 2, random);
         self.failures = self.failures.saturating_add(1);
@@ -106,9 +110,12 @@ mod tests {
         assert!(breaker.is_open(Duration::from_millis(24)) && breaker.until() == Duration::from_millis(25));
         assert!(!breaker.is_open(Duration::from_millis(25)) && breaker.is_tripped());
         for _ in 0..20 {
-            breaker.fail(Time::ZERO, u64::MAX);
+            breaker.fail(breaker.until(), u64::MAX);
         }
-        assert_eq!(breaker.fail(Time::ZERO, u64::MAX), Duration::from_secs(2));
+        let now = breaker.until();
+        assert_eq!(breaker.fail(now, u64::MAX), Duration::from_secs(2));
+        assert_eq!(breaker.fail(now + Duration::from_secs(1), 0), Duration::from_secs(1), "the same one");
+        assert_eq!(breaker.until(), now + Duration::from_secs(2));
         breaker.succeed();
         assert!(!breaker.is_tripped());
     }

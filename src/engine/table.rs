@@ -91,6 +91,11 @@ impl Entry {
     pub(super) const fn holds_claim(&self) -> bool {
         self.attempt > 0 && !self.spent
     }
+
+    /// Whether whatever handles it remembers it by itself.
+    pub(super) const fn is_own(&self) -> bool {
+        matches!(self.subject, Subject::Own)
+    }
 }
 
 /// All messages, by ticket.

@@ -40,14 +40,22 @@ impl Bench {
 
     /// Delivers messages as (offset, key of the lane, identity).
     fn deliver(&mut self, epoch: u64, messages: &[(i64, u64, u8)]) -> Vec<Ticket> {
+        let known =
+            |id: u8| Subject::Known { key: Key::from_bytes([id; 16]), fingerprint: Fingerprint::from_bytes([0; 16]) };
+        self.arrive(epoch, messages.iter().map(|(offset, lane, id)| (*offset, *lane, known(*id))))
+    }
+
+    /// Delivers messages that are remembered by whatever handles them, as (offset, key of the lane).
+    fn deliver_own(&mut self, epoch: u64, messages: &[(i64, u64)]) -> Vec<Ticket> {
+        self.arrive(epoch, messages.iter().map(|(offset, lane)| (*offset, *lane, Subject::Own)))
+    }
+
+    fn arrive(&mut self, epoch: u64, messages: impl Iterator<Item = (i64, u64, Subject)>) -> Vec<Ticket> {
         let arrivals: Vec<Arrival> = messages
-            .iter()
-            .map(|(offset, lane, id)| {
+            .map(|(offset, lane, subject)| {
                 let ticket = Ticket(self.next);
                 self.next += 1;
-                let subject =
-                    Subject::Known { key: Key::from_bytes([*id; 16]), fingerprint: Fingerprint::from_bytes([0; 16]) };
-                Arrival { ticket, epoch: Epoch::new(epoch), offset: *offset, lane: Some(*lane), subject }
+                Arrival { ticket, epoch: Epoch::new(epoch), offset, lane: Some(lane), subject }
             })
             .collect();
         let tickets = arrivals.iter().map(|arrival| arrival.ticket).collect();
@@ -145,7 +153,7 @@ fn a_failed_message_holds_its_key_and_no_other() {
     assert_eq!(bench.claims().len(), 3);
     bench.grant(&t);
     assert_eq!(bench.starts(), [(t[0], false), (t[1], true), (t[2], false)]);
-    bench.tell(Event::Ran(vec![(t[0], Ran::Failed { retry_in: ms(100) }), (t[1], Ran::NotBegun)]));
+    bench.tell(Event::Ran(vec![(t[0], Ran::Failed { retry_in: ms(100), attempt: None }), (t[1], Ran::NotBegun)]));
     let told = [(t[0], Verdict::Failed { retry_in: ms(100) }), (t[1], Verdict::Released)];
     assert_eq!(bench.settles(), told, "what is behind it is given back");
     bench.record();
@@ -250,6 +258,7 @@ fn a_store_that_is_away_is_asked_again_with_one_message() {
     assert!(bench.claims().is_empty() && bench.engine.snapshot().store_down);
     bench.at(ms(25));
     assert_eq!(bench.claims(), t[..1]);
+    bench.at(partition::PATIENCE);
     assert!(bench.said.iter().any(|said| matches!(said, Command::Pause(_))), "{:?}", bench.said);
     bench.grant(&t[..1]);
     assert_eq!(bench.claims(), t[1..]);
@@ -299,8 +308,8 @@ fn a_full_partition_is_paused_when_it_stays_full() {
     let mut bench = Bench::new(Config { partition_messages: 4, ..Config::default() }, 1);
     let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2), (2, 0, 3), (3, 0, 4)]);
     bench.grant(&t);
-    assert_eq!(bench.engine.wake_at(), Some(ms(10)));
-    bench.at(ms(10));
+    assert_eq!(bench.engine.wake_at(), Some(partition::PATIENCE));
+    bench.at(partition::PATIENCE);
     assert!(bench.said.iter().any(|said| matches!(said, Command::Pause(_))));
     bench.ran(Ran::Succeeded, &t[..2]);
     bench.record();
@@ -318,8 +327,162 @@ fn a_batch_handler_gets_what_is_there() {
     assert_eq!(starts.iter().filter(|(_, chained)| !chained).count(), 1, "one call: {starts:?}");
     bench.tell(Event::Ran(vec![
         (t[0], Ran::Succeeded),
-        (t[1], Ran::Failed { retry_in: ms(5) }),
+        (t[1], Ran::Failed { retry_in: ms(5), attempt: None }),
         (t[2], Ran::Succeeded),
     ]));
     assert_eq!(bench.starts().len() + bench.claims().len(), 1, "the next call: {:?}", bench.said);
+}
+
+/// What a handler in a transaction says, of a batch of one partition.
+mod own {
+    use super::*;
+
+    fn bench(config: Config) -> Bench {
+        Bench::new(Config { batch: Some(512), concurrency: 1, ..config }, 1)
+    }
+
+    fn letters(bench: &Bench) -> Vec<(Ticket, Cause)> {
+        let letters = |said: &Command| if let Command::DeadLetter(own) = said { own.clone() } else { vec![] };
+        bench.said.iter().flat_map(letters).collect()
+    }
+
+    fn attempts(bench: &Bench) -> Vec<u32> {
+        let starts = |said: &Command| if let Command::Run(starts) = said { starts.clone() } else { vec![] };
+        bench.said.iter().flat_map(starts).map(|start| start.attempt).collect()
+    }
+
+    #[test]
+    fn nothing_is_claimed_and_nothing_settled() {
+        let mut bench = bench(Config::default());
+        let t = bench.deliver_own(1, &[(0, 0), (1, 0), (2, 0), (3, 0)]);
+        assert!(bench.claims().is_empty());
+        assert_eq!(bench.starts().iter().map(|(ticket, _)| *ticket).collect::<Vec<_>>(), t);
+        bench.tell(Event::Ran(vec![
+            (t[0], Ran::Answered(Answer::Redelivered)),
+            (t[1], Ran::Succeeded),
+            (t[2], Ran::Answered(Answer::SameId)),
+            (t[3], Ran::Succeeded),
+        ]));
+        let endings = [Ending::Redelivered, Ending::Handled, Ending::SameId, Ending::Handled];
+        assert_eq!(bench.finished(), t.into_iter().zip(endings).collect::<Vec<_>>());
+        assert!(bench.settles().is_empty());
+        bench.at(ms(1_000));
+        assert_eq!(bench.commits(), [4]);
+    }
+
+    #[test]
+    fn what_is_elsewhere_or_not_due_waits_and_burns_no_attempt() {
+        let mut bench = bench(Config { order: Order::Key, max_attempts: 2, ..Config::default() });
+        let t = bench.deliver_own(1, &[(0, 1), (1, 2), (2, 1)]);
+        bench.tell(Event::Ran(vec![
+            (t[0], Ran::Answered(Answer::InFlight { remaining: Time::ZERO })),
+            (t[2], Ran::NotBegun),
+            (t[1], Ran::Answered(Answer::NotDue { remaining: ms(700) })),
+        ]));
+        assert!(bench.starts().is_empty() && bench.finished().is_empty(), "{:?}", bench.said);
+        assert_eq!(bench.engine.snapshot().parked, 2);
+        for look in 0..20 {
+            let at = bench.engine.wake_at().unwrap();
+            bench.at(at);
+            if at >= ms(700) {
+                break;
+            }
+            assert_eq!((bench.starts()[0].0, attempts(&bench)[0]), (t[0], 1), "look {look}");
+            bench.tell(Event::Ran(vec![
+                (t[0], Ran::Answered(Answer::InFlight { remaining: Time::ZERO })),
+                (t[2], Ran::NotBegun),
+            ]));
+        }
+        assert_eq!(bench.now, ms(700));
+        assert_eq!((bench.starts(), attempts(&bench)), (vec![(t[1], false)], vec![1]));
+    }
+
+    #[test]
+    fn the_number_of_an_attempt_is_the_durable_one() {
+        let mut bench = bench(Config { max_attempts: 5, ..Config::default() });
+        let t = bench.deliver_own(1, &[(0, 0)]);
+        assert_eq!(attempts(&bench), [1], "nothing else is known here");
+        bench.ran(Ran::Failed { retry_in: ms(10), attempt: Some(4) }, &t);
+        assert!(bench.settles().is_empty() && letters(&bench).is_empty());
+        bench.at(ms(10));
+        assert_eq!(attempts(&bench), [5], "three of them were elsewhere");
+        bench.ran(Ran::Failed { retry_in: ms(10), attempt: Some(5) }, &t);
+        assert_eq!(bench.settles(), [(t[0], Verdict::Dead)]);
+        bench.record();
+        assert_eq!(bench.finished(), [(t[0], Ending::Dead)]);
+    }
+
+    #[test]
+    fn given_up_is_settled_after_its_letter_whatever_the_cause() {
+        let causes = [
+            (Ran::Fatal, Cause::Fatal),
+            (Ran::Failed { retry_in: ms(1), attempt: Some(8) }, Cause::Attempts),
+            (Ran::Answered(Answer::Dead), Cause::DeadBefore),
+            (Ran::Answered(Answer::Conflict), Cause::Conflict),
+            (Ran::Answered(Answer::Refused), Cause::Identity),
+        ];
+        for (how, cause) in causes {
+            let mut bench = bench(Config { on_dead: OnDead::Letter, ..Config::default() });
+            let t = bench.deliver_own(1, &[(0, 0), (1, 0)]);
+            bench.tell(Event::Ran(vec![(t[0], how), (t[1], Ran::NotBegun)]));
+            assert_eq!((letters(&bench), bench.settles()), (vec![(t[0], cause)], vec![]));
+            assert!(bench.starts().is_empty(), "what is behind it waits");
+            bench.tell(Event::DeadLettered(t[..1].to_vec()));
+            assert_eq!((bench.settles(), bench.starts()), (vec![(t[0], Verdict::Dead)], vec![]), "{cause:?}");
+            bench.tell(Event::SettleFailed { tickets: t[..1].to_vec(), random: 0 });
+            bench.at(ms(30));
+            assert_eq!(bench.settles(), [(t[0], Verdict::Dead)], "until it is heard");
+            bench.record();
+            assert_eq!((bench.finished(), bench.starts()), (vec![(t[0], Ending::Dead)], vec![(t[1], false)]));
+        }
+    }
+
+    #[test]
+    fn without_a_letter_the_record_has_to_keep_it_or_the_consumer_ends() {
+        for (how, stops) in [
+            (Ran::Fatal, None),
+            (Ran::Answered(Answer::Dead), None),
+            (Ran::Answered(Answer::Conflict), Some(Cause::Conflict)),
+            (Ran::Answered(Answer::Refused), Some(Cause::Identity)),
+        ] {
+            let mut bench = bench(Config::default());
+            let t = bench.deliver_own(1, &[(0, 0)]);
+            bench.ran(how, &t);
+            let stop = |said: &Command| if let Command::Stop { cause, .. } = said { Some(*cause) } else { None };
+            assert_eq!(bench.said.iter().find_map(stop), stops, "{how:?}");
+            let told = if stops.is_none() { vec![(t[0], Verdict::Dead)] } else { vec![] };
+            assert_eq!(bench.settles(), told);
+        }
+    }
+
+    #[test]
+    fn what_was_fenced_off_is_tried_again_and_dropped_where_it_is_not_ours() {
+        let mut bench = bench(Config::default());
+        let t = bench.deliver_own(1, &[(0, 0), (1, 0)]);
+        bench.tell(Event::Ran(vec![(t[0], Ran::Fatal), (t[1], Ran::NotBegun)]));
+        bench.tell(Event::Settled(vec![(t[0], Settled::Refused)]));
+        assert_eq!(bench.starts().len(), 2, "its turn comes again: {:?}", bench.said);
+        bench.tell(Event::Revoke { epochs: vec![Epoch::new(1)], lost: true, by: ms(500) });
+        bench.tell(Event::Ran(vec![(t[0], Ran::Fatal), (t[1], Ran::Answered(Answer::Redelivered))]));
+        assert!(bench.settles().is_empty() && bench.finished().is_empty(), "{:?}", bench.said);
+        assert!(bench.said.iter().any(|said| matches!(said, Command::Dropped(own) if own.len() == 2)));
+        assert_eq!(bench.engine.snapshot(), Snapshot::default());
+    }
+
+    #[test]
+    fn a_database_that_is_away_is_tried_with_one_and_burns_nothing() {
+        let mut bench = bench(Config { order: Order::Unordered, max_attempts: 1, ..Config::default() });
+        let t = bench.deliver_own(1, &[(0, 0), (1, 0), (2, 0)]);
+        bench.ran(Ran::Unavailable { random: 0 }, &t);
+        assert!(bench.starts().is_empty() && bench.engine.snapshot().downstream_down);
+        bench.at(ms(25));
+        assert_eq!(bench.starts().len(), 1, "{:?}", bench.said);
+        let tried = [bench.starts()[0].0];
+        bench.ran(Ran::Answered(Answer::Redelivered), &tried);
+        assert!(bench.engine.snapshot().downstream_down, "nobody was asked");
+        assert_eq!(bench.starts().len(), 1);
+        let tried = [bench.starts()[0].0];
+        bench.ran(Ran::Succeeded, &tried);
+        assert!(!bench.engine.snapshot().downstream_down);
+    }
 }

@@ -183,7 +183,9 @@ impl World {
             let ran = match outcome.how {
                 Ended::Succeeded if self.plan.mode == Mode::Transaction => Ran::Finished(Ending::Handled),
                 Ended::Succeeded => Ran::Succeeded,
-                Ended::Failed => Ran::Failed { retry_in: Duration::from_micros(random % self.retry_longest) },
+                Ended::Failed => {
+                    Ran::Failed { retry_in: Duration::from_micros(random % self.retry_longest), attempt: None }
+                }
                 Ended::Fatal => Ran::Fatal,
                 Ended::Unavailable => Ran::Unavailable { random },
                 Ended::Passed => Ran::Finished(Ending::SameId),

@@ -83,6 +83,8 @@ impl<H: Drive> Pump<H> {
                 Answer::NotDue { .. } => &mut claims.not_due,
                 Answer::Dead => &mut claims.dead,
                 Answer::Conflict => &mut claims.conflicts,
+                // A claim of what has no identity is never asked for.
+                Answer::Refused => continue,
             };
             *count += 1;
         }

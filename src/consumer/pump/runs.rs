@@ -153,7 +153,9 @@ impl<H: Drive> Pump<H> {
                 records.failed(&mut entry.state, class != ErrorClass::Unavailable);
                 note(entry, *fault);
                 match class {
-                    ErrorClass::Retryable => Ran::Failed { retry_in: self.retry.delay(entry.attempt, random) },
+                    ErrorClass::Retryable => {
+                        Ran::Failed { retry_in: self.retry.delay(entry.attempt, random), attempt: None }
+                    }
                     ErrorClass::Fatal => Ran::Fatal,
                     ErrorClass::Unavailable => Ran::Unavailable { random },
                 }
