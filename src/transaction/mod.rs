@@ -1,5 +1,7 @@
 //! Effects once: the handler's effects and what is remembered of the message commit together. Level L2.
 
+#[cfg(all(test, feature = "sqlite"))]
+mod contract;
 mod dialect;
 #[cfg(feature = "mysql")]
 mod mysql;

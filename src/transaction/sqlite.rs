@@ -46,6 +46,8 @@ fn bound(sources: &[Source], size: usize) -> Result<SqliteArguments, Error> {
 }
 
 impl Transact for Sqlite {
+    const ONE_WRITER: bool = true;
+
     /// The write lock is taken at once: a transaction that read first could not get it while another one writes, and would fail without
     /// waiting. How long it waits is the pool's own `busy_timeout`: the whole file is locked, so nothing else could go on meanwhile.
     async fn begin(&self, conn: &mut SqliteConnection, _patience: Duration) -> Result<(), Error> {
@@ -128,5 +130,20 @@ impl Transact for Sqlite {
         };
         (0..size).try_for_each(|at| add(shifts.get(at))).map_err(Error::Encode)?;
         Ok(sqlx::query_with(AssertSqlSafe(text), arguments).execute(conn).await?.rows_affected())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+
+    use super::super::contract;
+    use crate::store::sqlite::Sqlite;
+
+    #[tokio::test]
+    async fn windows_are_kept() {
+        let options = SqliteConnectOptions::new().in_memory(true);
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+        contract::holds(Sqlite, pool, "windows").await;
     }
 }
