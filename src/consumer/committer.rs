@@ -61,6 +61,19 @@ impl Committer {
         Ok(Self { tasks })
     }
 
+    /// One that notes what it is asked for, for tests.
+    #[cfg(test)]
+    pub(super) fn noting() -> (Self, mpsc::Receiver<(Ticket, Vec<Position>)>) {
+        let (tasks, waiting) = mpsc::channel::<Task>();
+        let (note, noted) = mpsc::channel();
+        thread::spawn(move || {
+            for Task { ticket, positions, .. } in waiting {
+                let _ = note.send((ticket, positions));
+            }
+        });
+        (Self { tasks }, noted)
+    }
+
     /// Asks for a commit. With `tell`, the pump is to hear of it.
     pub(super) fn ask(&self, ticket: Ticket, positions: Vec<Position>, tell: bool) {
         let _ = self.tasks.send(Task { ticket, positions, tell });
@@ -76,9 +89,7 @@ fn commit(client: &Client, ticket: Ticket, positions: Vec<Position>, tell: bool)
     ours.sort_unstable_by(|a, b| a.topic.cmp(&b.topic));
     for same in ours.chunk_by(|a, b| a.topic == b.topic) {
         match commit_marked(client, same) {
-            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {
-                answered.accepted.extend_from_slice(same);
-            }
+            Ok(()) => answered.accepted.extend_from_slice(same),
             Err(error) => answered.refused.push((same.to_vec(), error)),
         }
     }

@@ -30,6 +30,8 @@ impl Context {
         if positions.is_empty() {
             return;
         }
+        // What the pump asked for before it answered goes first: an older commit after this one would set the group back.
+        self.serve();
         let ticket = self.ask(&mut self.lock(), positions, false);
         let deadline = Instant::now() + self.settings.commit_wait;
         loop {
@@ -222,5 +224,53 @@ impl Summary {
     /// Keeps the count of a partition that goes.
     fn delivered_of(&mut self, owned: &Owned) {
         self.partition(&owned.topic, owned.partition).delivered += owned.delivered;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use rdkafka::ClientConfig;
+
+    use super::super::super::bell::{Bell, Word};
+    use super::super::super::committer::{Answered, Committer};
+    use super::super::super::config::Wishes;
+    use super::super::super::gate::Gate;
+    use super::super::super::link::Request;
+    use super::super::super::observe::Probe;
+    use super::*;
+
+    #[test]
+    fn a_last_commit_comes_after_those_that_the_pump_asked_for_before() {
+        let mut client = ClientConfig::new();
+        client.set("group.id", "g").set("bootstrap.servers", "localhost:1");
+        let mut wishes = Wishes::new(client);
+        wishes.topics = vec!["orders".into()];
+        let bell = Arc::new(Bell::default());
+        let (inputs, _pump) = tokio::sync::mpsc::unbounded_channel();
+        let settings = wishes.check().expect("complete");
+        let gate = Arc::new(Gate::new(Arc::clone(&bell)));
+        let context = Context::new(settings, Arc::clone(&bell), gate, inputs, Probe::default());
+        let (committer, tasks) = Committer::noting();
+        context.attach(committer);
+        let broker = thread::spawn({
+            let bell = Arc::clone(&bell);
+            move || {
+                let mut committed = Vec::new();
+                while committed.len() < 2
+                    && let Ok((ticket, positions)) = tasks.recv()
+                {
+                    committed.extend(positions.iter().map(|position| position.offset));
+                    bell.tell(Word::Committed(Answered { ticket, accepted: positions, ..Answered::default() }));
+                }
+                committed
+            }
+        });
+        let at = |offset| vec![Position { topic: "orders".into(), partition: 0, epoch: Epoch::new(1), offset }];
+        // The pump asked for a commit in its rhythm, was told to let go, and answered with the last one, all while nobody listened.
+        bell.tell(Word::Request(Request::Commit(at(7))));
+        context.commit_and_wait(at(9));
+        assert_eq!(broker.join().expect("no panic"), [7, 9]);
     }
 }
