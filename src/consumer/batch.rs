@@ -30,6 +30,9 @@ impl Once {
     /// a panic and a time-out are a failed attempt of all. A batch is what is waiting, and never waits to be filled. Of one
     /// partition, or of one key, a batch has messages in their order; see [`Consumer::order`](crate::Consumer::order).
     ///
+    /// A message that fails holds back those behind it in its partition or key that are not in the same call. Those that are had their turn in it: whether
+    /// they may go on without it is for the handler to say. One that must keep the order even then answers with an error for them too.
+    ///
     /// The guarantee is that of [`Once`].
     pub fn batch<F>(&self, most: usize, handler: F) -> Batch<F> {
         Batch { once: self.clone(), handler, most: most.max(1) }

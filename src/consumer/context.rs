@@ -26,7 +26,7 @@ use super::gate::{Gate, Room, Valve};
 use super::handling::Failure;
 use super::letter::LetterError;
 use super::link::{Delivered, Input, Request};
-use super::message::{Filling, Message};
+use super::message::Filling;
 use super::observe::Probe;
 use super::places::{List, Places, Positions, list};
 use super::summary::Summary;
@@ -151,54 +151,38 @@ impl Context {
         self.lock().assignment.is_ours(epoch)
     }
 
+    /// Whether no partition was ever assigned.
+    pub(super) fn is_new(&self) -> bool {
+        self.lock().summary.partitions.is_empty()
+    }
+
     /// Gives a batch to the pump. What was polled before its partition went away is dropped: it will be delivered again.
     pub(super) fn dispatch(&self, filling: &mut Filling) {
         if filling.is_empty() {
             return;
         }
         let mut state = self.lock();
-        let messages = filling.seal();
-        let mut delivered: Vec<Delivered> = Vec::with_capacity(messages.size_hint().0);
-        // Messages of one partition come in a row: each row is looked up once.
-        let mut row: Option<(Epoch, usize)> = None;
-        for message in messages {
-            let known = delivered.last().zip(row).filter(|(last, _)| same_partition(&last.message, &message));
-            let epoch = match known {
-                Some((_, (epoch, _))) => epoch,
-                None => {
-                    self.took(&mut state, row.take(), &delivered);
-                    let Some(epoch) = state.assignment.epoch(message.topic(), message.partition()) else { continue };
-                    row = Some((epoch, delivered.len()));
-                    epoch
-                }
-            };
-            delivered.push(Delivered { message, epoch });
+        let mut delivered: Vec<Delivered> = Vec::new();
+        let mut count = 0;
+        for row in filling.seal() {
+            let last = row.last();
+            let Some(epoch) = state.assignment.epoch(last.topic(), last.partition()) else { continue };
+            state.assignment.delivered(epoch, row.len());
+            self.continuity.took(epoch, &last);
+            if self.probe.is_on() {
+                self.probe.delivered(last.topic(), last.partition(), row.len(), row.bytes());
+            }
+            count += row.len();
+            delivered.push(Delivered { row, epoch });
         }
-        self.took(&mut state, row, &delivered);
         if delivered.is_empty() {
             return;
         }
-        let count = delivered.len() as u64;
         state.valve.sent(count);
         state.summary.delivered += count;
-        if self.probe.is_on() {
-            for row in delivered.chunk_by(|a, b| same_partition(&a.message, &b.message)) {
-                let bytes = row.iter().map(|one| u64::from(one.message.bytes())).sum();
-                let Some(first) = row.first().map(|one| &one.message) else { continue };
-                self.probe.delivered(first.topic(), first.partition(), row.len() as u64, bytes);
-            }
-        }
         state.summary.most_unfinished = state.summary.most_unfinished.max(state.valve.out());
         // If the pump is gone, it has said so, or will.
         let _ = self.inputs.send(Input::Delivered(delivered));
-    }
-
-    /// Notes a row of messages of one partition.
-    fn took(&self, state: &mut State, row: Option<(Epoch, usize)>, delivered: &[Delivered]) {
-        if let (Some((epoch, start)), Some(last)) = (row, delivered.last()) {
-            state.assignment.delivered(epoch, (delivered.len() - start) as u64);
-            self.continuity.took(epoch, &last.message);
-        }
     }
 
     /// Does what the pump asked for, and takes in what the broker said. Answers whether the consumer has to end.
@@ -380,9 +364,4 @@ impl ClientContext for Context {
         warn!(%error, "Kafka: {reason}");
         reason.clone_into(&mut self.lock().reason);
     }
-}
-
-/// Whether two messages of one batch are of one partition. A batch has each topic's name once.
-fn same_partition(a: &Message, b: &Message) -> bool {
-    a.partition() == b.partition() && std::ptr::eq(a.topic(), b.topic())
 }

@@ -101,21 +101,6 @@ impl std::fmt::Display for Errors<'_> {
 }
 
 impl ConsumerError {
-    pub(super) fn summary_mut(&mut self) -> Option<&mut Summary> {
-        match self {
-            Self::Kafka { summary, .. }
-            | Self::Message { summary, .. }
-            | Self::Gone { summary }
-            | Self::Discontinuity { summary, .. } => Some(summary),
-            Self::Config(_)
-            | Self::NoRuntime
-            | Self::Client { .. }
-            | Self::Thread { .. }
-            | Self::Retention { .. }
-            | Self::DeadLetter(_) => None,
-        }
-    }
-
     /// What was done before, where the consumer had started.
     #[must_use]
     pub fn summary(&self) -> Option<&Summary> {
@@ -130,6 +115,17 @@ impl ConsumerError {
             | Self::Thread { .. }
             | Self::Retention { .. }
             | Self::DeadLetter(_) => None,
+        }
+    }
+
+    /// The same, for what is counted after the error was made.
+    pub(super) fn summary_mut(&mut self) -> Option<&mut Summary> {
+        match self {
+            Self::Kafka { summary, .. }
+            | Self::Message { summary, .. }
+            | Self::Gone { summary }
+            | Self::Discontinuity { summary, .. } => Some(summary),
+            _ => None,
         }
     }
 }

@@ -132,7 +132,7 @@ impl Report<'_> {
         match self.stall {
             Some(stall) if self.new_protocol => format!(
                 "if this member is killed, nobody gets its partitions for the session time-out ({}, or what the broker says), its own \
-                 restart neither, static or not: set a shorter group.consumer.session.timeout.ms at the broker",
+                 restart neither, static or not, which waits for them: set a shorter group.consumer.session.timeout.ms at the broker",
                 Span(stall)
             ),
             Some(stall) => format!(

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext as _;
 use tokio::runtime::Handle;
@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::bell::Bell;
 use super::builder::Consumer;
 use super::committer::Committer;
 use super::config::Settings;
@@ -28,13 +29,16 @@ use super::pump::{self, Letters, Setup};
 use super::report::Report;
 use super::retention;
 use super::summary::{Summary, Tally};
-use super::thread::{KafkaThread, Stop};
+use super::thread::{Came, KafkaThread, Stop, leave};
 use crate::engine::{Config, OnDead};
 use crate::level::Level;
 use crate::wrapper::{Described, Mode, Once};
 
 /// How often librdkafka tells its statistics, in milliseconds.
 const STATISTICS: &str = "statistics.interval.ms";
+/// For how long a static member whose place the broker still keeps tries to join: twice the longest session that a broker allows by default
+/// (`group.consumer.max.session.timeout.ms`).
+const RELEASE: Duration = Duration::from_secs(120);
 /// What the pump may take to end, beyond the drain deadline.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -180,18 +184,27 @@ fn consume(
     stop: Arc<Stop>,
     probe: Probe,
 ) -> Result<Summary, ConsumerError> {
-    let context = Context::new(settings.clone(), Arc::clone(&stop.bell), Arc::clone(&gate), inputs, probe);
-    let made = Client::from_config_and_context(&settings.client, context);
-    let mut client = made.map_err(|source| ConsumerError::Client { source })?;
-    let ringer = Arc::clone(&stop.bell);
-    client.set_nonempty_callback(move || ringer.ring());
-    let client = Arc::new(client);
-    let committer = Committer::start(Arc::downgrade(&client), Arc::clone(&stop.bell))
-        .map_err(|error| ConsumerError::Thread { what: format!("that commits could not be started: {error}") })?;
-    rdkafka::consumer::Consumer::context(&*client).attach(committer);
-    let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
-    rdkafka::consumer::Consumer::subscribe(&*client, &topics).map_err(|source| ConsumerError::Client { source })?;
-    let (summary, end) = KafkaThread { client, gate, drain: settings.drain, stop }.run();
+    let mut patience = None;
+    let (summary, end) = loop {
+        let client = connect(&settings, &inputs, &gate, &stop.bell, &probe)?;
+        let thread = KafkaThread::new(client, Arc::clone(&gate), settings.drain, Arc::clone(&stop), patience);
+        match thread.run() {
+            Came::Ended(summary, end) => break (summary, end),
+            Came::Refused(client) => {
+                patience.get_or_insert_with(|| {
+                    let instance = settings.client.get("group.instance.id").unwrap_or_default();
+                    warn!(
+                        instance,
+                        "the broker keeps the place of this static member, which did not leave in good order, until its session is \
+                         over: joining is tried for {} s",
+                        RELEASE.as_secs()
+                    );
+                    Instant::now() + RELEASE
+                });
+                leave(client);
+            }
+        }
+    };
     let summary_box = || Box::new(summary.clone());
     match end {
         None => Ok(summary),
@@ -205,6 +218,28 @@ fn consume(
         Some(End::Gone) => Err(ConsumerError::Gone { summary: summary_box() }),
         Some(End::Kafka { reason, source }) => Err(ConsumerError::Kafka { reason, source, summary: summary_box() }),
     }
+}
+
+/// Makes a client that is about to join its group.
+fn connect(
+    settings: &Settings,
+    inputs: &UnboundedSender<Input>,
+    gate: &Arc<Gate>,
+    bell: &Arc<Bell>,
+    probe: &Probe,
+) -> Result<Arc<Client>, ConsumerError> {
+    let context = Context::new(settings.clone(), Arc::clone(bell), Arc::clone(gate), inputs.clone(), probe.clone());
+    let made = Client::from_config_and_context(&settings.client, context);
+    let mut client = made.map_err(|source| ConsumerError::Client { source })?;
+    let ringer = Arc::clone(bell);
+    client.set_nonempty_callback(move || ringer.ring());
+    let client = Arc::new(client);
+    let committer = Committer::start(Arc::downgrade(&client), Arc::clone(bell))
+        .map_err(|error| ConsumerError::Thread { what: format!("that commits could not be started: {error}") })?;
+    rdkafka::consumer::Consumer::context(&*client).attach(committer);
+    let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
+    rdkafka::consumer::Consumer::subscribe(&*client, &topics).map_err(|source| ConsumerError::Client { source })?;
+    Ok(client)
 }
 
 impl Settings {

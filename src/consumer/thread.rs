@@ -3,6 +3,7 @@
 //! It is an OS thread of its own because librdkafka's calls block, its callbacks must be free to wait for handlers, and
 //! a consumer that is dropped blocks until it has left its group.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
@@ -22,6 +23,9 @@ use super::summary::Summary;
 const IDLE: Duration = Duration::from_millis(50);
 /// For how long leaving the group is waited for.
 const LEAVE: Duration = Duration::from_secs(10);
+
+/// Time between two tries to join while the broker still keeps the place of a static member that was killed.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// How the thread is told to end. Its value only grows.
 #[derive(Default)]
@@ -59,26 +63,57 @@ enum Filled {
     Dry,
 }
 
+/// What came of a client.
+pub(super) enum Came {
+    /// The consumer is to end, or was told to.
+    Ended(Summary, Option<End>),
+    /// The broker did not let it in, and may let another one in: it still keeps the place of a static member that was killed.
+    Refused(Arc<Client>),
+}
+
 pub(super) struct KafkaThread {
-    pub(super) client: Arc<Client>,
-    pub(super) gate: Arc<Gate>,
+    client: Arc<Client>,
+    gate: Arc<Gate>,
     /// For how long running handlers are waited for at the end.
-    pub(super) drain: Duration,
-    pub(super) stop: Arc<Stop>,
+    drain: Duration,
+    stop: Arc<Stop>,
+    /// Until when a static member may be refused before that ends the consumer; `None` if it has not been yet.
+    patience: Option<Instant>,
+    /// With what it was refused.
+    refused: Cell<Option<KafkaError>>,
 }
 
 impl KafkaThread {
+    pub(super) const fn new(
+        client: Arc<Client>,
+        gate: Arc<Gate>,
+        drain: Duration,
+        stop: Arc<Stop>,
+        patience: Option<Instant>,
+    ) -> Self {
+        Self { client, gate, drain, stop, patience, refused: Cell::new(None) }
+    }
+
     fn context(&self) -> &Context {
         self.client.context()
     }
 
     /// Polls until told to stop, or until nothing can go on.
-    pub(super) fn run(self) -> (Summary, Option<End>) {
+    pub(super) fn run(self) -> Came {
         let mut filling = Filling::new(Arc::clone(&self.gate));
         while self.stop.wish() == 0 {
             let context = self.context();
             if context.serve() {
                 break;
+            }
+            if let Some(error) = self.refused.take() {
+                if self.patience.is_some_and(|until| until <= Instant::now()) {
+                    let cure = "another member with this group.instance.id is alive: give each member one of its own";
+                    context.end(error, Some(cure));
+                } else if self.pause(AGAIN) {
+                    return Came::Refused(self.client);
+                }
+                continue;
             }
             context.show();
             match context.flow(&self.client) {
@@ -96,7 +131,21 @@ impl KafkaThread {
             }
         }
         filling.clear();
-        self.close()
+        let (summary, end) = self.close();
+        Came::Ended(summary, end)
+    }
+
+    /// Waits without polling. `false` if the consumer was told to end meanwhile.
+    fn pause(&self, longest: Duration) -> bool {
+        let until = Instant::now() + longest;
+        while self.stop.wish() == 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            self.stop.bell.wait(left);
+        }
+        false
     }
 
     /// Polls until the batch is full, nothing is left, or a callback ran: what it changed comes first.
@@ -126,6 +175,10 @@ impl KafkaThread {
         use RDKafkaErrorCode as Code;
         let cure = match (&error, error.rdkafka_error_code()) {
             (KafkaError::PartitionEOF(_), _) => return,
+            // A client that was refused is of no use any more, but there may be nothing wrong with the member.
+            (KafkaError::MessageConsumptionFatal(Code::UnreleasedInstanceId), _) if self.context().is_new() => {
+                return self.refused.set(Some(error));
+            }
             (KafkaError::MessageConsumptionFatal(_), _) => None,
             // Decided once what was polled before has been taken in.
             (_, Some(Code::AutoOffsetReset)) => return self.context().continuity().stopped(),
@@ -164,10 +217,13 @@ impl KafkaThread {
         }
         let outcome = self.context().outcome(closed);
         if !closed {
-            // Dropping waits for ever; nobody has to wait for that.
-            let client = self.client;
-            let _ = thread::Builder::new().name("hapax-leave".into()).spawn(move || drop(client));
+            leave(self.client);
         }
         outcome
     }
+}
+
+/// Drops a client that has not left its group: that may wait for ever, and nobody has to wait for it.
+pub(super) fn leave(client: Arc<Client>) {
+    let _ = thread::Builder::new().name("hapax-leave".into()).spawn(move || drop(client));
 }

@@ -70,6 +70,10 @@ impl Claim {
     }
 
     /// Whether another owner's claim, whose lease had run out, was taken over: its effect may have happened.
+    ///
+    /// `false` proves nothing. A consumer gives a claim that it took over back and claims again, to run a message alone that may be what ends
+    /// processes. This process remembers meanwhile that it took over; the record does not, so that another one, which claims after this one died in
+    /// between, is told `false`. An [`attempt`](Self::attempt) above 1 always says that a handler was begun before.
     #[must_use]
     pub const fn took_over(&self) -> bool {
         self.took_over
