@@ -223,6 +223,36 @@ fn effects_without_a_claim_are_refused() {
     case.fault(1.1, 1e9, What::Killed(1)).is_refused_for("without a claim");
 }
 
+fn transactional(mut case: Case) -> Case {
+    case.0.transactional = true;
+    case
+}
+
+#[test]
+fn nothing_explains_a_second_effect_where_effect_and_memory_commit_together() {
+    let once = || transactional(Case::new(&["a", "b"]).effect(1.0, 1, "a", 0).effect(2.0, 2, "b", 0));
+    assert!(once().verdict().is_good());
+    for what in [What::Killed(1), What::Paused(1), What::StoreLink(1), What::StoreDown, What::StoreEmptied] {
+        let twice = once().effect(9.0, 2, "a", 0).fault(0.9, 12.0, what);
+        twice.is_refused_for("a twice");
+        assert_eq!((twice.verdict().doubled, twice.verdict().explained), (1, 0));
+    }
+    // Nor does what would be a good cause at level L1.
+    transactional(twice(3.5).fault(1.2, 1e9, What::Killed(1))).is_refused_for("commit together");
+    let lost = transactional(Case::new(&["a", "b"]).effect(1.0, 1, "a", 0)).verdict();
+    assert_eq!((lost.lost.as_slice(), lost.is_good()), (&["b".to_owned()][..], false));
+}
+
+#[test]
+fn without_claims_the_letters_say_what_is_dead() {
+    let mut case = transactional(Case::new(&["a", "b"]).hopeless(&["a"]).effect(1.0, 1, "b", 0));
+    case.is_refused_for("but 0 are dead");
+    case.0.letters = Some(set(&["a"]));
+    assert_eq!((case.verdict().dead, case.verdict().is_good()), (1, true));
+    case.0.letters = Some(set(&["a", "b"]));
+    case.is_refused_for("a dead letter of b");
+}
+
 #[test]
 fn three_effects_need_two_causes() {
     let three = twice(3.5).claimed(9.0, 3, "a", 3).effect(9.1, 3, "a", 3).fault(1.2, 1e9, What::Killed(1));

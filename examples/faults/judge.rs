@@ -7,6 +7,8 @@
 //!   off from the store, at the time between claim and settle; the second claim came a whole lease after the first one's last renewal;
 //! - level L0 only: the store was emptied between the two claims.
 //!
+//! Level L2 explains nothing: effect and memory are in one transaction, and every doubled effect is refused.
+//!
 //! A second claim although the store had acknowledged the success is never explained but by an emptied store.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -73,6 +75,8 @@ pub struct Evidence {
     pub effects: Vec<Effect>,
     pub lines: Vec<Line>,
     pub faults: Vec<Fault>,
+    /// Level L2: there are no claims, and no journal of them.
+    pub transactional: bool,
     /// In microseconds.
     pub lease: Time,
 }
@@ -131,6 +135,11 @@ pub fn judge(evidence: &Evidence) -> Verdict {
         effects.sort_by_key(|effect| effect.at);
         for pair in effects.windows(2) {
             verdict.doubled += 1;
+            if evidence.transactional {
+                let why = "although effect and memory commit together";
+                verdict.wrong.push(format!("{id} twice, {why}\n{}", history.tell(pair)));
+                continue;
+            }
             match history.explain(pair[0], pair[1]) {
                 Ok(cause) => {
                     verdict.explained += 1;
@@ -144,9 +153,10 @@ pub fn judge(evidence: &Evidence) -> Verdict {
     verdict
 }
 
-/// As many keys are dead as messages never succeed: keys are digests, and do not say of which message.
+/// As many keys are dead as messages never succeed: keys are digests, and do not say of which message. At level L2 the letters alone say so.
 fn count_the_dead(evidence: &Evidence, history: &History<'_>, verdict: &mut Verdict) {
-    verdict.dead = history.dead.len();
+    let letters = evidence.letters.as_ref().map_or(0, BTreeSet::len);
+    verdict.dead = if evidence.transactional { letters } else { history.dead.len() };
     if verdict.dead != evidence.hopeless.len() {
         verdict.wrong.push(format!(
             "{} messages never succeed, but {} are dead",

@@ -8,13 +8,15 @@
 
 /// Which messages never succeed; what becomes of the others is the members' business.
 #[allow(dead_code)]
-#[path = "../service/injection.rs"]
+#[path = "../shared/injection.rs"]
 mod injection;
 mod judge;
-#[path = "../service/lag.rs"]
+#[path = "../shared/lag.rs"]
 mod lag;
 mod letters;
 mod members;
+#[path = "../shared/random.rs"]
+#[allow(dead_code)]
 mod random;
 mod run;
 mod schedule;
@@ -27,7 +29,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use run::Run;
-use world::{Ground, STORES};
+use world::{Ground, Subject};
 
 const HELP: &str = "\
 Holds hapax to its promises while everything around it breaks.
@@ -36,7 +38,9 @@ Usage: scripts/faults [FLAGS]
 
   --seconds N        how long each store is harmed (default: 60); draining comes on top
   --seed S           which faults, when (default: 1)
-  --stores LIST      of redis, postgres, mariadb, sqlite (default: all)
+  --stores LIST      of redis (level L0), postgres, mariadb, sqlite (L1: effects in another database), and
+                     postgres-l2-records, …-window, …-both, mariadb-l2-…, sqlite-l2-… (L2: effect and memory in one
+                     transaction; the server that is killed holds both); or l0, l1, l2, all (default: all)
   --protocol KIND    cooperative, classic or consumer (default: by the seed, another one for each store)
   --order KIND       partition, key or unordered (default: by the seed)
   --rate N           distinct messages a second (default: 200); 40 copies are produced for each 100
@@ -53,7 +57,7 @@ For each store a line `FAULTS store=… … OK`, or FAILED; the exit code is 0 o
 pub struct Orders {
     seconds: u64,
     seed: u64,
-    stores: Vec<String>,
+    subjects: Vec<Subject>,
     protocol: Option<&'static str>,
     order: Option<&'static str>,
     rate: u64,
@@ -86,8 +90,8 @@ fn main() -> ExitCode {
     eprintln!("starting Kafka and the effects database; logs and journals are in {}", folder.path().display());
     let ground = Ground::start();
     let mut good = true;
-    for store in &orders.stores {
-        good &= Run::prepare(&orders, &ground, store, folder.path()).go();
+    for subject in &orders.subjects {
+        good &= Run::prepare(&orders, &ground, *subject, folder.path()).go();
     }
     if orders.keep || !good {
         folder.disable_cleanup(true);
@@ -102,7 +106,7 @@ fn read() -> Result<Option<Orders>, String> {
     let mut orders = Orders {
         seconds: 60,
         seed: 1,
-        stores: STORES.map(str::to_owned).to_vec(),
+        subjects: world::SUBJECTS.to_vec(),
         protocol: None,
         order: None,
         rate: 200,
@@ -121,10 +125,7 @@ fn read() -> Result<Option<Orders>, String> {
             Long("keep") => orders.keep = true,
             Long("stores") => {
                 let list = parser.value().and_then(|v| v.string()).map_err(wrong)?;
-                orders.stores = list.split(',').map(str::to_owned).collect();
-                if let Some(other) = orders.stores.iter().find(|store| !STORES.contains(&store.as_str())) {
-                    return Err(format!("--stores: there is no `{other}`; choose of {}", STORES.join(", ")));
-                }
+                orders.subjects = Subject::read(&list)?;
             }
             Long("protocol") => {
                 let name = parser.value().and_then(|v| v.string()).map_err(wrong)?;

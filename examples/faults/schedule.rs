@@ -82,7 +82,7 @@ pub fn plan(random: &mut Random, length: Duration, may_restart: bool, may_forget
 fn one_of_each(random: &mut Random, may_restart: bool, may_forget: bool) -> Vec<Action> {
     let slot = |random: &mut Random| random.index(SLOTS);
     let steady = |random: &mut Random| random.index(STEADY);
-    let whose = |random: &mut Random| (!random.chance(30)).then_some(random.index(SLOTS));
+    let whose = |random: &mut Random| (!random.chance(3_000)).then_some(random.index(SLOTS));
     // Longer than all of them: what it comes back to belongs to others.
     let pause = |random: &mut Random| POLL_INTERVAL.max(SESSION).max(LEASE) + random.millis(1_500, 4_000);
     let long = |random: &mut Random| LEASE + random.millis(500, 3_000);

@@ -12,7 +12,7 @@ use crate::support::{Kafka, Record};
 pub const PARTITIONS: i32 = 8;
 const KEYS: u64 = 97;
 /// Copies for each hundred messages.
-const COPIES: u64 = 40;
+const COPIES: u32 = 40;
 const EVERY: Duration = Duration::from_millis(100);
 
 /// A producer at work.
@@ -22,12 +22,13 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    pub fn start(kafka: Kafka, topic: &str, per_second: u64, seed: u64) -> Self {
+    /// Without `copies` every message is produced once.
+    pub fn start(kafka: Kafka, topic: &str, per_second: u64, copies: bool, seed: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (topic, stopped) = (topic.to_owned(), Arc::clone(&stop));
         let produce = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(produce(&kafka, &topic, per_second, seed, &stopped))
+            runtime.block_on(produce(&kafka, &topic, per_second, copies, seed, &stopped))
         };
         let thread = std::thread::Builder::new().name("traffic".into()).spawn(produce).expect("a thread");
         Self { stop, thread }
@@ -40,7 +41,14 @@ impl Traffic {
     }
 }
 
-async fn produce(kafka: &Kafka, topic: &str, per_second: u64, seed: u64, stop: &AtomicBool) -> BTreeSet<String> {
+async fn produce(
+    kafka: &Kafka,
+    topic: &str,
+    per_second: u64,
+    copies: bool,
+    seed: u64,
+    stop: &AtomicBool,
+) -> BTreeSet<String> {
     let mut random = Random::new(seed);
     let (started, mut sent) = (Instant::now(), 0);
     let mut produced = BTreeSet::new();
@@ -51,9 +59,9 @@ async fn produce(kafka: &Kafka, topic: &str, per_second: u64, seed: u64, stop: &
         while sent < due {
             sent += 1;
             records.push(record(topic, seed, sent, &mut random));
-            if random.chance(COPIES) {
+            if copies && random.chance(COPIES * 100) {
                 // Most producers repeat themselves at once; some replay what is long past.
-                let back = if random.chance(70) { random.below(20) } else { random.below(sent) };
+                let back = if random.chance(7_000) { random.below(20) } else { random.below(sent) };
                 records.push(record(topic, seed, sent - back.min(sent - 1), &mut random));
             }
         }

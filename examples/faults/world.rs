@@ -40,10 +40,33 @@ impl Ground {
         self.effects.url()
     }
 
-    /// The answer, a row a line, its columns separated by `|`.
-    pub fn effects(&self, statement: &str) -> String {
-        self.effects.sql(statement).expect("the effects database answers")
+    /// The effects database's answer to a statement: its rows and their columns.
+    pub fn sql(&self, statement: &str) -> Vec<Vec<String>> {
+        rows(&self.effects.sql(statement).expect("the effects database answers"), '|')
     }
+}
+
+fn rows(answer: &str, between: char) -> Vec<Vec<String>> {
+    answer.lines().map(|row| row.split(between).map(str::to_owned).collect()).collect()
+}
+
+/// As psql would print it; every column as text.
+fn sqlite(url: &str, statement: &str) -> Result<String, String> {
+    use sqlx::{AssertSqlSafe, Connection as _, Row as _, SqliteConnection};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let answer = async {
+        let mut connection = SqliteConnection::connect(url).await?;
+        let rows = sqlx::query(AssertSqlSafe(statement)).fetch_all(&mut connection).await?;
+        connection.close().await?;
+        let column = |row: &sqlx::sqlite::SqliteRow, at: usize| {
+            row.try_get_unchecked::<String, _>(at)
+                .or_else(|_| row.try_get::<i64, _>(at).map(|number| number.to_string()))
+        };
+        let row = |row| (0..sqlx::Row::len(row)).map(|at| column(row, at)).collect::<Result<Vec<_>, _>>();
+        rows.iter().map(row).collect::<Result<Vec<_>, sqlx::Error>>()
+    };
+    let rows = runtime.block_on(answer).map_err(|e: sqlx::Error| e.to_string())?;
+    Ok(rows.iter().map(|row| row.join("|") + "\n").collect())
 }
 
 /// A store under test.
@@ -60,11 +83,83 @@ enum Server {
     Sqlite(tempfile::TempDir),
 }
 
-pub const STORES: [&str; 4] = ["redis", "postgres", "mariadb", "sqlite"];
+/// What a run holds to its promises.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject {
+    /// As `--stores` calls it.
+    pub name: &'static str,
+    pub server: &'static str,
+    /// At level L2: what is remembered in the effects' own transactions, as `service --memory` calls it.
+    pub memory: Option<&'static str>,
+}
+
+const fn subject(name: &'static str, server: &'static str, memory: Option<&'static str>) -> Subject {
+    Subject { name, server, memory }
+}
+
+pub const SUBJECTS: [Subject; 13] = [
+    subject("redis", "redis", None),
+    subject("postgres", "postgres", None),
+    subject("mariadb", "mariadb", None),
+    subject("sqlite", "sqlite", None),
+    subject("postgres-l2-records", "postgres", Some("records")),
+    subject("postgres-l2-window", "postgres", Some("window")),
+    subject("postgres-l2-both", "postgres", Some("both")),
+    subject("mariadb-l2-records", "mariadb", Some("records")),
+    subject("mariadb-l2-window", "mariadb", Some("window")),
+    subject("mariadb-l2-both", "mariadb", Some("both")),
+    subject("sqlite-l2-records", "sqlite", Some("records")),
+    subject("sqlite-l2-window", "sqlite", Some("window")),
+    subject("sqlite-l2-both", "sqlite", Some("both")),
+];
+
+impl Subject {
+    /// What `--stores` lists: names, and groups of them.
+    pub fn read(list: &str) -> Result<Vec<Self>, String> {
+        let mut found = Vec::new();
+        for word in list.split(',') {
+            let before = found.len();
+            found.extend(
+                SUBJECTS.into_iter().filter(|subject| subject.name == word || subject.groups().contains(&word)),
+            );
+            if found.len() == before {
+                let names: Vec<&str> = SUBJECTS.iter().map(|subject| subject.name).collect();
+                return Err(format!("--stores: there is no `{word}`; choose of {}, l0, l1, l2, all", names.join(", ")));
+            }
+        }
+        Ok(found)
+    }
+
+    fn groups(&self) -> [&'static str; 2] {
+        [
+            "all",
+            if self.memory.is_some() {
+                "l2"
+            } else if self.server == "redis" {
+                "l0"
+            } else {
+                "l1"
+            },
+        ]
+    }
+
+    pub fn level(&self) -> &'static str {
+        match (self.memory, self.server) {
+            (Some(_), _) => "L2",
+            (None, "redis") => "L0",
+            (None, _) => "L1",
+        }
+    }
+
+    /// A window alone tells what is delivered again, and takes what is produced again for another message.
+    pub fn knows_copies(&self) -> bool {
+        self.memory != Some("window")
+    }
+}
 
 impl Store {
-    pub fn start(name: &str) -> Self {
-        let (server, address) = match name {
+    pub fn start(subject: Subject) -> Self {
+        let (server, address) = match subject.server {
             "redis" => {
                 // Level L0 is what an outage leaves of it; a plain restart forgets nothing.
                 let server = ThrowawayRedis::start(&[("appendonly", "yes"), ("maxmemory-policy", "noeviction")]);
@@ -97,11 +192,15 @@ impl Store {
         self.ways.get(slot).map_or(direct.clone(), |way| way.url(&direct))
     }
 
-    pub const fn level(&self) -> &'static str {
-        match self.server {
-            Server::Redis(_) => "L0",
-            Server::Postgres(_) | Server::Mariadb(_) | Server::Sqlite(_) => "L1",
-        }
+    /// The answer to a statement, its rows and their columns. Straight to the server, which is up.
+    pub fn sql(&self, statement: &str) -> Vec<Vec<String>> {
+        let (answer, between) = match &self.server {
+            Server::Redis(_) => unreachable!("Redis holds no effects"),
+            Server::Postgres(server) => (server.sql(statement), '|'),
+            Server::Mariadb(server) => (server.sql(statement), '\t'),
+            Server::Sqlite(_) => (sqlite(&self.url(0), statement), '|'),
+        };
+        rows(&answer.expect("the database answers"), between)
     }
 
     /// A file has no server that could be killed.

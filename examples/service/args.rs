@@ -22,7 +22,12 @@ const FLAGS: &[Flag] = &[
         "how long a member that fell silent keeps its partitions (default: 10000; KIP-848: the broker's)",
     ),
     ("max-poll-interval-ms", "N", "how long a member may go without polling (default: Kafka's 300000)"),
-    ("store", "URL", "where hapax remembers: redis://…, postgres://…, mysql://…, sqlite:PATH, memory:"),
+    (
+        "memory",
+        "KIND",
+        "effect and memory in one transaction of the --effects database (level L2), without a --store: records, window, or both of them",
+    ),
+    ("store", "URL", "where hapax remembers otherwise: redis://…, postgres://…, mysql://…, sqlite:PATH, memory:"),
     (
         "identity",
         "KIND",
@@ -47,7 +52,7 @@ const FLAGS: &[Flag] = &[
     (
         "effects",
         "URL",
-        "postgres://… or sqlite:PATH: a row in the table `effect` for each effect, without a unique index",
+        "postgres://…, mysql://… or sqlite:PATH: a row in the table `effect` for each effect, without a unique index",
     ),
     ("member", "NAME", "how this process is called in that table (default: the instance id, or service-PID)"),
     ("handler-delay-ms", "N", "how long handling takes: half of it before the effect, half behind it (default: 0)"),
@@ -113,12 +118,29 @@ pub enum Protocol {
 
 /// How messages are handled once.
 pub struct Once {
-    pub store: String,
+    pub store: Store,
     pub identity: By,
     pub mode: Mode,
     pub lease: Duration,
     pub retry: Duration,
     pub attempts: u32,
+}
+
+/// Where hapax remembers.
+pub enum Store {
+    Url(String),
+    /// In the effects' own transaction.
+    Effects(Memory),
+}
+
+/// What it remembers there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// One of each message: told again when it is produced again.
+    Records,
+    /// One of each partition: told again when it is delivered again.
+    Window,
+    Both,
 }
 
 /// What waits for what.
@@ -173,7 +195,7 @@ pub struct Work {
 
 /// What the flags ask for; `None` for `--help`.
 pub fn read() -> Result<Option<Args>, String> {
-    let Some(given) = Given::read(FLAGS)? else { return Ok(None) };
+    let Some(given) = Given::read(FLAGS, Some("SERVICE"), std::env::args_os().skip(1))? else { return Ok(None) };
     let instance = given.text("instance-id").map(str::to_owned);
     let member = given.text("member").or(instance.as_deref()).map(str::to_owned);
     let args = Args {
@@ -195,7 +217,7 @@ pub fn read() -> Result<Option<Args>, String> {
             max_poll_interval: given.millis("max-poll-interval-ms", 1_000)?,
         },
         once: Once {
-            store: given.needed("store", "redis://127.0.0.1")?,
+            store: store(&given)?,
             identity: By::read(given.text("identity").unwrap_or("header"))?,
             mode: given.one_of(
                 "mode",
@@ -242,6 +264,17 @@ pub fn read() -> Result<Option<Args>, String> {
         journal: given.text("journal").map(PathBuf::from),
     };
     Ok(Some(args))
+}
+
+fn store(given: &Given) -> Result<Store, String> {
+    let kinds = [("records", Some(Memory::Records)), ("window", Some(Memory::Window)), ("both", Some(Memory::Both))];
+    let Some(memory) = given.one_of("memory", &kinds, None)? else {
+        return given.needed("store", "redis://127.0.0.1").map(Store::Url);
+    };
+    match ["store", "mode", "lease-ms"].into_iter().find(|name| given.text(name).is_some()) {
+        Some(name) => Err(format!("--memory: what is remembered is in the --effects database; leave out --{name}")),
+        None => Ok(Store::Effects(memory)),
+    }
 }
 
 fn brokers(value: String) -> Result<String, String> {

@@ -1,87 +1,114 @@
-//! The effects: a table of this example's own, in a database that need not be the store's. It has no unique index, so that an
-//! effect that happens twice is seen twice.
+//! The effects: a table of this example's own, which has no unique index, so that an effect that happens twice is seen twice. At level L2
+//! it is in the database that hapax's own rows are in, otherwise in any.
 
 use std::time::Duration;
 
-use hapax::{Claim, ErrorClass, HandlerError};
-use sqlx::postgres::{PgPool, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use hapax::{ErrorClass, HandlerError};
+use sqlx::mysql::{MySqlConnection, MySqlPool, MySqlPoolOptions};
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const CONNECTIONS: u32 = 8;
 
 // The time is the database's: when the effect happened, whatever the process thinks.
 const POSTGRES: &str = "CREATE TABLE IF NOT EXISTS effect (
-    id text NOT NULL, key text NOT NULL, fence bigint NOT NULL, member text NOT NULL, pid bigint NOT NULL, attempt bigint NOT NULL,
+    id text NOT NULL, claim text NOT NULL, fence bigint NOT NULL, member text NOT NULL, pid bigint NOT NULL, attempt bigint NOT NULL,
     at bigint NOT NULL DEFAULT (extract(epoch from clock_timestamp()) * 1000000)::bigint)";
+const MYSQL: &str = "CREATE TABLE IF NOT EXISTS effect (
+    id varchar(255) NOT NULL, claim varchar(255) NOT NULL, fence bigint NOT NULL, member varchar(255) NOT NULL, pid bigint NOT NULL,
+    attempt bigint NOT NULL, at bigint NOT NULL DEFAULT (CAST(unix_timestamp(sysdate(6)) * 1000000 AS signed)))";
 const SQLITE: &str = "CREATE TABLE IF NOT EXISTS effect (
-    id text NOT NULL, key text NOT NULL, fence integer NOT NULL, member text NOT NULL, pid integer NOT NULL, attempt integer NOT NULL,
+    id text NOT NULL, claim text NOT NULL, fence integer NOT NULL, member text NOT NULL, pid integer NOT NULL, attempt integer NOT NULL,
     at integer NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000000 AS integer)))";
 
-#[derive(Clone)]
-pub struct Effects {
-    pool: Pool,
-    member: String,
+/// A row of the table.
+#[derive(Debug)]
+pub struct Effect {
+    /// The message.
+    pub id: String,
+    /// The claim under which it was handled, and its fence; at level L2 there are none.
+    pub claim: String,
+    pub fence: i64,
+    pub attempt: i64,
 }
 
+/// An open connection, with or without a transaction around it.
+pub trait Table: Send {
+    /// The effect: what must happen once for each message.
+    fn insert(&mut self, effect: &Effect, member: &str) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
+
+macro_rules! table {
+    ($connection:ty, $insert:literal) => {
+        impl Table for $connection {
+            async fn insert(&mut self, effect: &Effect, member: &str) -> Result<(), sqlx::Error> {
+                let insert = sqlx::query($insert).bind(&effect.id).bind(&effect.claim).bind(effect.fence).bind(member);
+                insert.bind(i64::from(std::process::id())).bind(effect.attempt).execute(&mut *self).await?;
+                Ok(())
+            }
+        }
+    };
+}
+
+table!(PgConnection, "INSERT INTO effect (id, claim, fence, member, pid, attempt) VALUES ($1, $2, $3, $4, $5, $6)");
+table!(MySqlConnection, "INSERT INTO effect (id, claim, fence, member, pid, attempt) VALUES (?, ?, ?, ?, ?, ?)");
+table!(SqliteConnection, "INSERT INTO effect (id, claim, fence, member, pid, attempt) VALUES (?, ?, ?, ?, ?, ?)");
+
 #[derive(Clone)]
-enum Pool {
+pub enum Effects {
     Postgres(PgPool),
+    Mysql(MySqlPool),
     Sqlite(SqlitePool),
 }
 
+/// The same for whichever database it is.
+macro_rules! on {
+    ($effects:expr, $pool:ident => $what:expr) => {
+        match $effects {
+            Effects::Postgres($pool) => $what,
+            Effects::Mysql($pool) => $what,
+            Effects::Sqlite($pool) => $what,
+        }
+    };
+}
+pub(crate) use on;
+
 impl Effects {
-    pub async fn open(url: &str, member: &str) -> Result<Self, String> {
+    pub async fn open(url: &str) -> Result<Self, String> {
         let failed = |e: sqlx::Error| format!("--effects: {e}; start that database, or check the URL");
-        let pool = match url.split_once(':').map_or(url, |(kind, _)| kind) {
+        let (effects, table) = match url.split_once(':').map_or(url, |(kind, _)| kind) {
             "postgres" | "postgresql" => {
                 let pool = PgPoolOptions::new().max_connections(CONNECTIONS).test_before_acquire(false);
-                let pool = pool.acquire_timeout(PATIENCE).connect(url).await.map_err(failed)?;
-                let created = sqlx::query(POSTGRES).execute(&pool).await;
-                // Two members that start together may both make it; one of them is told that it exists.
-                if created.is_err() {
-                    sqlx::query(POSTGRES).execute(&pool).await.map_err(failed)?;
-                }
-                Pool::Postgres(pool)
+                (Self::Postgres(pool.acquire_timeout(PATIENCE).connect(url).await.map_err(failed)?), POSTGRES)
+            }
+            "mysql" | "mariadb" => {
+                let pool = MySqlPoolOptions::new().max_connections(CONNECTIONS).test_before_acquire(false);
+                (Self::Mysql(pool.acquire_timeout(PATIENCE).connect(url).await.map_err(failed)?), MYSQL)
             }
             "sqlite" => {
                 let options: SqliteConnectOptions = url.parse().map_err(failed)?;
                 let options =
                     options.create_if_missing(true).journal_mode(SqliteJournalMode::Wal).busy_timeout(PATIENCE);
-                let pool = SqlitePoolOptions::new().max_connections(1).test_before_acquire(false);
-                let pool = pool.connect_with(options).await.map_err(failed)?;
-                sqlx::query(SQLITE).execute(&pool).await.map_err(failed)?;
-                Pool::Sqlite(pool)
+                let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).test_before_acquire(false);
+                (Self::Sqlite(pool.connect_with(options).await.map_err(failed)?), SQLITE)
             }
-            _ => return Err("--effects: give postgres://… or sqlite:PATH".into()),
+            _ => return Err("--effects: give postgres://…, mysql://… or sqlite:PATH".into()),
         };
-        Ok(Self { pool, member: member.to_owned() })
+        let create = async || on!(&effects, pool => sqlx::query(table).execute(pool).await.map(|_| ()));
+        // Two members that start together may both make it; one of them is told that it exists.
+        if create().await.is_err() {
+            create().await.map_err(failed)?;
+        }
+        Ok(effects)
     }
 
-    /// The effect: what must happen once for each message.
-    pub async fn add(&self, id: &str, claim: &Claim) -> Result<(), WorkError> {
-        const INSERT: &str =
-            "INSERT INTO effect (id, key, fence, member, pid, attempt) VALUES ($1, $2, $3, $4, $5, $6)";
-        let (key, fence) = (claim.idempotency_key(), i64::try_from(claim.fence().get()).unwrap_or(i64::MAX));
-        let (pid, attempt) = (i64::from(std::process::id()), i64::from(claim.attempt()));
-        macro_rules! insert {
-            ($pool:expr) => {
-                sqlx::query(INSERT)
-                    .bind(id)
-                    .bind(key)
-                    .bind(fence)
-                    .bind(&self.member)
-                    .bind(pid)
-                    .bind(attempt)
-                    .execute($pool)
-                    .await
-                    .map(|_| ())
-            };
-        }
-        match &self.pool {
-            Pool::Postgres(pool) => insert!(pool),
-            Pool::Sqlite(pool) => insert!(pool),
-        }
+    /// An effect by itself, whatever else is going on.
+    pub async fn insert(&self, effect: &Effect, member: &str) -> Result<(), WorkError> {
+        on!(self, pool => match pool.acquire().await {
+            Ok(mut connection) => connection.insert(effect, member).await,
+            Err(error) => Err(error),
+        })
         .map_err(WorkError::Effects)
     }
 }

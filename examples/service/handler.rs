@@ -1,37 +1,81 @@
 //! What is done with a message: the part that is yours.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hapax::{Claim, Message};
 
 use crate::args::Work;
-use crate::effects::{Effects, WorkError};
+use crate::effects::{Effect, Effects, Table, WorkError};
 use crate::injection::Wrong;
 
 #[derive(Clone)]
 pub struct Handler {
     work: Arc<Work>,
-    effects: Effects,
+    member: Arc<str>,
     /// Effects of this process.
     done: Arc<AtomicU64>,
+    /// How often which message went wrong in this process: in a transaction there is no claim that tells the attempt.
+    wrong: Arc<Mutex<HashMap<String, u32>>>,
 }
 
 impl Handler {
-    pub fn new(work: Work, effects: Effects) -> Self {
-        Self { work: Arc::new(work), effects, done: Arc::default() }
+    pub fn new(work: Work, member: &str) -> Self {
+        Self { work: Arc::new(work), member: member.into(), done: Arc::default(), wrong: Arc::default() }
     }
 
-    pub async fn handle(&self, message: &Message, claim: &Claim) -> Result<(), WorkError> {
+    /// The effect in a database of its own: levels L0 and L1.
+    pub async fn handle(&self, message: &Message, claim: &Claim, effects: &Effects) -> Result<(), WorkError> {
+        let effect = Effect {
+            id: id(message),
+            claim: claim.idempotency_key(),
+            fence: i64::try_from(claim.fence().get()).unwrap_or(i64::MAX),
+            attempt: i64::from(claim.attempt()),
+        };
+        self.goes_wrong(&effect.id, claim.attempt())?;
+        self.half_of_the_delay().await;
+        effects.insert(&effect, &self.member).await?;
+        self.done().await
+    }
+
+    /// The effect in the transaction that hapax commits together with what it remembers: level L2.
+    pub async fn handle_in(&self, message: &Message, transaction: &mut impl Table) -> Result<(), WorkError> {
         let id = id(message);
-        match self.work.injection.of(&id, claim.attempt()) {
-            Some(Wrong::Fails) => return Err(WorkError::Injected),
-            Some(Wrong::NeverSucceeds) => return Err(WorkError::Hopeless),
-            Some(Wrong::Panics) => panic!("this attempt panics on purpose"),
-            None => {}
+        let attempt = self.attempt(&id, false);
+        if let Err(wrong) = self.goes_wrong(&id, attempt) {
+            self.attempt(&id, true);
+            return Err(wrong);
         }
         self.half_of_the_delay().await;
-        self.effects.add(&id, claim).await?;
+        let effect = Effect { claim: id.clone(), id, fence: 0, attempt: i64::from(attempt) };
+        transaction.insert(&effect, &self.member).await.map_err(WorkError::Effects)?;
+        self.done().await
+    }
+
+    fn goes_wrong(&self, id: &str, attempt: u32) -> Result<(), WorkError> {
+        match self.work.injection.of(id, attempt) {
+            Some(Wrong::Fails) => Err(WorkError::Injected),
+            Some(Wrong::NeverSucceeds) => Err(WorkError::Hopeless),
+            Some(Wrong::Panics) => {
+                self.attempt(id, true);
+                panic!("this attempt panics on purpose")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Which attempt at this message it is; it may have gone wrong.
+    fn attempt(&self, id: &str, wrong: bool) -> u32 {
+        let mut all = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        if wrong {
+            *all.entry(id.to_owned()).or_default() += 1;
+        }
+        all.get(id).copied().unwrap_or(0) + 1
+    }
+
+    /// Behind the effect.
+    async fn done(&self) -> Result<(), WorkError> {
         if self.work.kill_after == Some(self.done.fetch_add(1, Ordering::Relaxed) + 1) {
             // As a crash would: the effect happened, and nothing knows of it.
             std::process::abort();

@@ -7,12 +7,15 @@
 
 mod args;
 mod effects;
+#[path = "../shared/flags.rs"]
 mod flags;
 mod handler;
 mod http;
+#[path = "../shared/injection.rs"]
 mod injection;
 mod journal;
 mod kafka;
+#[path = "../shared/lag.rs"]
 mod lag;
 mod log;
 mod store;
@@ -24,7 +27,7 @@ use hapax::consumer::DeadLetter;
 use hapax::observe::Metrics;
 use hapax::{Claim, Consumer, ConsumerError, Message, Once, Retry, Summary, shutdown_signal};
 
-use args::Args;
+use args::{Args, Store};
 use effects::Effects;
 use handler::Handler;
 use journal::{Journal, Journaled};
@@ -66,9 +69,7 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
     log::start(args.log.as_deref())?;
     let journal = args.journal.as_deref().map(Journal::open).transpose()?;
     let observer = args.kafka.check().await?;
-    let effects = Effects::open(&args.work.effects, &args.member).await?;
-    let once = once(&args, journal.clone()).await?;
-    tokio::spawn(store::upkeep(once.clone()));
+    let effects = Effects::open(&args.work.effects).await?;
 
     let mut consumer = Consumer::new(args.kafka.member())
         .topics(&args.kafka.topics)
@@ -80,7 +81,7 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
     if let Some(policy) = args.flow.on_reset {
         consumer = consumer.on_reset(policy);
     }
-    if let Some(journal) = journal {
+    if let Some(journal) = journal.clone() {
         consumer = consumer.observer(journal);
     }
     if let Some(port) = args.metrics_port {
@@ -97,16 +98,24 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
             shutdown.cancel();
         });
     }
-    let handler = Handler::new(args.work, effects);
-    let each = once.each(move |message: Message, claim: Claim| {
-        let handler = handler.clone();
-        async move { handler.handle(&message, &claim).await }
-    });
-    Ok(consumer.run(each, shutdown).await)
+    match &args.once.store {
+        Store::Effects(_) => Err("--memory: not in this build".into()),
+        Store::Url(url) => {
+            let once = once(&args, url, journal).await?;
+            tokio::spawn(store::upkeep(once.clone()));
+            let handler = Handler::new(args.work, &args.member);
+            let each = once.each(move |message: Message, claim: Claim| {
+                let (handler, effects) = (handler.clone(), effects.clone());
+                async move { handler.handle(&message, &claim, &effects).await }
+            });
+            Ok(consumer.run(each, shutdown).await)
+        }
+    }
 }
 
-async fn once(args: &Args, journal: Option<Journal>) -> Result<Once, String> {
-    let mut store = store::open(&args.once.store).await?;
+/// Records in a store, effects elsewhere: levels L0 and L1.
+async fn once(args: &Args, url: &str, journal: Option<Journal>) -> Result<Once, String> {
+    let mut store = store::open(url).await?;
     if let Some(journal) = journal {
         store = Box::new(Journaled { store, journal });
     }

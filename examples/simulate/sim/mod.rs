@@ -26,6 +26,8 @@ pub mod kafka;
 pub mod letters;
 pub mod plan;
 pub mod process;
+#[path = "../../shared/random.rs"]
+#[allow(dead_code)]
 pub mod random;
 pub mod run;
 pub mod store;

@@ -1,5 +1,7 @@
 //! Randomness from one number: SplitMix64. The same seed gives the same world on every machine.
 
+use std::time::Duration;
+
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -32,6 +34,17 @@ impl Random {
 
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len() as u64) as usize]
+    }
+
+    /// Whole milliseconds, both bounds included.
+    pub fn millis(&mut self, least: u64, most: u64) -> Duration {
+        Duration::from_millis(self.between(least, most.max(least)))
+    }
+
+    pub fn shuffle<T>(&mut self, all: &mut [T]) {
+        for at in (1..all.len()).rev() {
+            all.swap(at, self.index(at + 1));
+        }
     }
 
     pub fn index(&mut self, length: usize) -> usize {

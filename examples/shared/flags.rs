@@ -1,6 +1,8 @@
-//! Flags, each of which may come from the environment instead: `--group-protocol` is `SERVICE_GROUP_PROTOCOL` there.
+//! Flags. Each of them may come from the environment instead, where the example has a prefix there: `--group-protocol` is
+//! `SERVICE_GROUP_PROTOCOL`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::time::Duration;
 
 /// Name, what it takes, and what it means.
@@ -9,20 +11,25 @@ pub type Flag = (&'static str, &'static str, &'static str);
 /// What was given. A value from the command line counts more than one from the environment.
 pub struct Given {
     values: BTreeMap<&'static str, String>,
+    environment: Option<&'static str>,
 }
 
 impl Given {
-    /// `None` where help is asked for.
-    pub fn read(flags: &[Flag]) -> Result<Option<Self>, String> {
+    /// From these words of the command line, and from the environment where it has a prefix. `None` where help is asked for.
+    pub fn read(
+        flags: &[Flag],
+        environment: Option<&'static str>,
+        words: impl IntoIterator<Item = OsString>,
+    ) -> Result<Option<Self>, String> {
         use lexopt::prelude::{Long, Short, ValueExt as _};
         let mut values = BTreeMap::new();
         for (name, ..) in flags {
-            if let Ok(value) = std::env::var(variable(name)) {
+            if let Some(value) = environment.and_then(|prefix| std::env::var(variable(prefix, name)).ok()) {
                 values.insert(*name, value);
             }
         }
         let see = "--help shows all flags";
-        let mut parser = lexopt::Parser::from_env();
+        let mut parser = lexopt::Parser::from_args(words);
         while let Some(arg) = parser.next().map_err(|e| format!("{e}; {see}"))? {
             let name = match arg {
                 Long("help") | Short('h') => return Ok(None),
@@ -34,7 +41,7 @@ impl Given {
             let value = parser.value().and_then(|value| value.string()).map_err(|e| format!("--{name}: {e}; {see}"))?;
             values.insert(*name, value);
         }
-        Ok(Some(Self { values }))
+        Ok(Some(Self { values, environment }))
     }
 
     pub fn text(&self, name: &str) -> Option<&str> {
@@ -42,7 +49,9 @@ impl Given {
     }
 
     pub fn needed(&self, name: &str, example: &str) -> Result<String, String> {
-        let missing = || format!("--{name} is missing; give it, such as --{name} {example}, or set {}", variable(name));
+        let instead = || self.environment.map(|prefix| format!(", or set {}", variable(prefix, name)));
+        let missing =
+            || format!("--{name} is missing; give it, such as --{name} {example}{}", instead().unwrap_or_default());
         self.text(name).map(str::to_owned).ok_or_else(missing)
     }
 
@@ -73,8 +82,8 @@ impl Given {
     }
 }
 
-fn variable(name: &str) -> String {
-    format!("SERVICE_{}", name.to_uppercase().replace('-', "_"))
+fn variable(prefix: &str, name: &str) -> String {
+    format!("{prefix}_{}", name.to_uppercase().replace('-', "_"))
 }
 
 /// One line for each flag.

@@ -1,0 +1,121 @@
+//! Gathers the evidence, and says what the judge makes of it.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::end::DRAIN;
+use super::{Counts, Run};
+use crate::Sabotage;
+use crate::judge::{self, Effect, Evidence, Verdict};
+use crate::letters;
+use crate::schedule::LEASE;
+
+impl Run<'_> {
+    pub(super) fn judge(&mut self, produced: BTreeSet<String>) -> Verdict {
+        self.sabotage();
+        let hopeless = produced.iter().filter(|id| self.injection.is_fatal(id)).cloned().collect();
+        let mut evidence = Evidence {
+            produced,
+            hopeless,
+            letters: Some(letters::read(self.ground.kafka().bootstrap(), &self.letters())),
+            effects: self.effects(),
+            transactional: self.subject.memory.is_some(),
+            lines: Vec::new(),
+            faults: std::mem::take(&mut self.faults),
+            lease: u64::try_from(LEASE.as_micros()).unwrap_or(0),
+        };
+        for path in self.files("journal") {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let pid = text.lines().next().and_then(|line| line.rsplit(' ').next()?.parse().ok());
+            // Without a first line it never got as far as asking the store.
+            if let Some(pid) = pid {
+                evidence.lines.extend(judge::read_journal(pid, &text));
+            }
+        }
+        judge::judge(&evidence)
+    }
+
+    /// Shows that the judge can tell.
+    pub(super) fn sabotage(&self) {
+        match self.orders.sabotage {
+            Some(Sabotage::Double) => {
+                self.sql("INSERT INTO effect SELECT id, claim, fence, member, pid, attempt, at + 1000 FROM effect ORDER BY at LIMIT 1");
+            }
+            Some(Sabotage::Remove) => {
+                let first = self.sql("SELECT id FROM effect ORDER BY at LIMIT 1");
+                self.sql(&format!("DELETE FROM effect WHERE id = '{}'", first[0][0]));
+            }
+            Some(Sabotage::Lose | Sabotage::NoDedup) | None => {}
+        }
+    }
+
+    pub(super) fn effects(&self) -> Vec<Effect> {
+        let rows = self.sql("SELECT id, claim, fence, pid, at FROM effect");
+        let effect = |row: &[String]| {
+            let mut columns = row.iter();
+            Some(Effect {
+                id: columns.next()?.clone(),
+                key: columns.next()?.clone(),
+                fence: columns.next()?.parse().ok()?,
+                pid: columns.next()?.parse().ok()?,
+                at: columns.next()?.parse().ok()?,
+            })
+        };
+        rows.iter().map(|row| effect(row).unwrap_or_else(|| panic!("a row of effects: {row:?}"))).collect()
+    }
+
+    /// In the database that has the effects.
+    fn sql(&self, statement: &str) -> Vec<Vec<String>> {
+        if self.subject.memory.is_some() { self.store.sql(statement) } else { self.ground.sql(statement) }
+    }
+
+    pub(super) fn files(&self, kind: &str) -> Vec<PathBuf> {
+        let files = fs::read_dir(&self.folder).expect("the run's folder can be read");
+        files.flatten().map(|file| file.path()).filter(|path| path.extension().is_some_and(|own| own == kind)).collect()
+    }
+
+    /// Times that partitions came to a member or went from it.
+    pub(super) fn rebalances(&self) -> usize {
+        let journals = self.files("journal").into_iter().filter_map(|path| fs::read_to_string(path).ok());
+        let is_one = |line: &&str| line.split(' ').nth(1).is_some_and(|what| matches!(what, "assigned" | "revoked"));
+        journals.map(|journal| journal.lines().filter(is_one).count()).sum()
+    }
+
+    /// The dead letter topic.
+    pub(super) fn letters(&self) -> String {
+        format!("{}.dead", self.topic)
+    }
+
+    pub(super) fn print(&self, verdict: &Verdict, drained: Option<Duration>) -> bool {
+        let mut complaints = judge::complaints(verdict);
+        for broken in &self.broken {
+            let _ = writeln!(complaints, "broken: {broken}");
+        }
+        if drained.is_none() {
+            let _ = writeln!(complaints, "not everything was committed within {DRAIN:?} of the last fault");
+        }
+        let good = complaints.is_empty() && verdict.is_good();
+        eprint!("{complaints}");
+        self.say(&format!("doubled effects by cause: {:?}; given up: {}", verdict.causes, verdict.dead));
+        let Counts { kills, pauses, store_restarts, relay_cuts } = self.counts;
+        println!(
+            "FAULTS store={} level={}{} kills={kills} pauses={pauses} rebalances={} store_restarts={store_restarts} relay_cuts={relay_cuts} \
+             distinct={} effects={} lost={} doubled={} explained={} max_stall_s={:.1} {}",
+            self.subject.server,
+            self.subject.level(),
+            self.subject.memory.map(|memory| format!(" memory={memory}")).unwrap_or_default(),
+            self.rebalances(),
+            verdict.distinct,
+            verdict.effects,
+            verdict.lost.len(),
+            verdict.doubled,
+            verdict.explained,
+            verdict.max_stall as f64 / 1e6,
+            if good { "OK" } else { "FAILED" }
+        );
+        good
+    }
+}

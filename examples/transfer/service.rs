@@ -1,0 +1,123 @@
+//! The service: what you would write. It runs in a process of its own, which does not know that it will be killed.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hapax::{Consumer, Message, Summary, shutdown_signal};
+use rdkafka::ClientConfig;
+use tracing_subscriber::EnvFilter;
+
+use crate::bank::{Books, Database, on};
+use crate::flags::{Flag, Given};
+use crate::money::Transfer;
+
+/// The word that makes this program the service.
+pub const COMMAND: &str = "service";
+
+const FLAGS: &[Flag] = &[
+    ("kafka", "NAME=VALUE…", "settings of the Kafka client, a line each"),
+    ("topic", "NAME", "what to read"),
+    ("database", "URL", "where the accounts are"),
+    ("run", "N", "whose accounts"),
+    ("member", "N", "the number of this process in the ledger"),
+    ("trace", "FILE", "what was begun"),
+    ("dedup", "on|off", "with hapax's memory or without"),
+    ("handler", "each|batch", "one at a time, or all that are new"),
+    ("work-ms", "N", "how long a transfer takes"),
+];
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Without hapax's memory: the same transaction for each message, and what is delivered again is applied again.
+macro_rules! without {
+    ($pool:expr, $consumer:expr, $teller:expr) => {{
+        let (pool, teller) = ($pool, $teller);
+        let handler = move |message: Message| {
+            let (pool, teller) = (pool.clone(), Arc::clone(&teller));
+            async move {
+                let mut transaction = pool.begin().await?;
+                teller.transfer(&message, &mut *transaction).await?;
+                transaction.commit().await?;
+                Ok::<(), Failure>(())
+            }
+        };
+        $consumer.run(hapax::plain(handler), shutdown_signal()).await
+    }};
+}
+
+pub async fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("hapax=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    end_with_the_parent();
+    match run(words).await {
+        Ok(summary) => {
+            println!(
+                "DONE delivered={} handled={} duplicates={}",
+                summary.delivered,
+                summary.handled,
+                summary.duplicates()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(words: impl IntoIterator<Item = OsString>) -> Result<Summary, Failure> {
+    let given = Given::read(FLAGS, None, words)?.ok_or("the parent process starts this")?;
+    let number = |name| given.number(name, 0, u64::MAX).map(|number| number.unwrap_or(0));
+    let teller = Arc::new(Teller {
+        run: i64::try_from(number("run")?)?,
+        member: i64::try_from(number("member")?)?,
+        work: Duration::from_millis(number("work-ms")?),
+        trace: File::options().append(true).create(true).open(Path::new(&given.needed("trace", "FILE")?))?,
+    });
+    let mut kafka = ClientConfig::new();
+    for (name, value) in given.needed("kafka", "NAME=VALUE")?.lines().filter_map(|line| line.split_once('=')) {
+        kafka.set(name, value);
+    }
+    let topic = given.needed("topic", "transfers")?;
+    let consumer = Consumer::new(kafka).topics([&topic]).commit_every(Duration::from_millis(500));
+    let database = Database::open(&given.needed("database", "sqlite:bank.db")?).await?;
+    let summary = on!(database, pool => without!(pool, consumer, teller))?;
+    Ok(summary)
+}
+
+/// Who moves the money.
+struct Teller {
+    run: i64,
+    member: i64,
+    work: Duration,
+    trace: File,
+}
+
+impl Teller {
+    /// The effect: what must happen once for each transfer, in a transaction that somebody else commits.
+    async fn transfer(&self, message: &Message, books: &mut impl Books) -> Result<(), Failure> {
+        let transfer = Transfer::read(message).ok_or("this is no transfer")?;
+        let place = format!("{}/{}", message.partition(), message.offset());
+        books.apply(self.run, &transfer, self.member, &place).await?;
+        // For the judge: had the effect, and is not committed yet.
+        (&self.trace).write_all(format!("{}\n", transfer.id).as_bytes())?;
+        if !self.work.is_zero() {
+            tokio::time::sleep(self.work).await;
+        }
+        Ok(())
+    }
+}
+
+/// The parent holds the other end of standard input: when it is gone, so is this process.
+fn end_with_the_parent() {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(3);
+    });
+}
