@@ -67,6 +67,8 @@ fn refused(wrong: &str) -> ExitCode {
 /// The outer error is for what is wrong before the first message is taken.
 async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
     log::start(args.log.as_deref())?;
+    // First of all: a service that is asked to end while it still starts leaves too.
+    let shutdown = shutdown_signal();
     let journal = args.journal.as_deref().map(Journal::open).transpose()?;
     let observer = args.kafka.check().await?;
     let effects = Effects::open(&args.work.effects).await?;
@@ -90,7 +92,6 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
         tokio::spawn(http::serve(http::listen(port).await?, page));
     }
 
-    let shutdown = shutdown_signal();
     if let Some(quiet) = args.exit_when_idle {
         let shutdown = shutdown.clone();
         tokio::spawn(async move {
