@@ -304,3 +304,23 @@ use forward;
 
 forward!([S: DedupStore + ?Sized] Arc<S>, |this| (**this));
 forward!([S: DedupStore + ?Sized] Box<S>, |this| (**this));
+
+/// Whether a server gave a statement up in favour of another, or somebody kept a lock for too long.
+#[cfg(feature = "sql")]
+pub(crate) fn is_contention(error: &sqlx::Error) -> bool {
+    let Some(said) = error.as_database_error() else { return false };
+    let mut faults: Vec<sql::Fault> = Vec::new();
+    #[cfg(feature = "postgres")]
+    if said.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some() {
+        faults.push(<postgres::Postgres as sql::Dialect>::fault(said));
+    }
+    #[cfg(feature = "mysql")]
+    if said.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>().is_some() {
+        faults.push(<mysql::Mysql as sql::Dialect>::fault(said));
+    }
+    #[cfg(feature = "sqlite")]
+    if said.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
+        faults.push(<sqlite::Sqlite as sql::Dialect>::fault(said));
+    }
+    faults.iter().any(|fault| matches!(fault, sql::Fault::Contended(_) | sql::Fault::Locked(_)))
+}

@@ -45,6 +45,11 @@ pub(crate) struct Shift {
 /// A dialect that can share a transaction with a handler. All statements are run inside a transaction that [`begin`](Self::begin) began.
 /// Batches of sources are sorted, without repetition, and small: one for each partition in hand.
 pub(crate) trait Transact: Dialect {
+    /// Whether the database may end a transaction by itself, as MySQL does at a deadlock and SQLite when its disk is full.
+    const ROLLS_BACK: bool = true;
+    /// Whether one transaction writes at a time, so that those of one process had better queue here.
+    const ONE_WRITER: bool = false;
+
     /// Begins a transaction on a connection that is in none, through sqlx's transaction manager, so that a handler's own `begin` makes a
     /// savepoint. None of its statements may wait longer than `patience` (or the shortest time the database knows, if that is
     /// longer) for somebody's lock.

@@ -2,13 +2,20 @@
 
 #[cfg(all(test, feature = "sqlite"))]
 mod contract;
+mod core;
 mod dialect;
+mod link;
 #[cfg(feature = "mysql")]
 mod mysql;
+mod outcome;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod records;
+mod runner;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod trial;
+mod windows;
 
 /// A database that a handler and this crate can share a transaction in: `sqlx::Postgres`, `sqlx::MySql`, `sqlx::Sqlite`. Sealed.
 #[allow(private_bounds, reason = "sealed")]

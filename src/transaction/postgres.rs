@@ -34,6 +34,8 @@ fn row(row: &PgRow) -> Result<Row, Error> {
 }
 
 impl Transact for Postgres {
+    const ROLLS_BACK: bool = false;
+
     async fn begin(&self, conn: &mut PgConnection, patience: Duration) -> Result<(), Error> {
         // One message, one round trip; the setting ends with the transaction.
         let text = format!("BEGIN; SET LOCAL lock_timeout = {}", patience.as_millis().max(1));

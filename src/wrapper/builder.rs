@@ -296,7 +296,7 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    fn setting(setting: &'static str, problem: impl Into<String>, cure: impl Into<String>) -> Self {
+    pub(crate) fn setting(setting: &'static str, problem: impl Into<String>, cure: impl Into<String>) -> Self {
         Self::Setting { setting, problem: problem.into(), cure: cure.into() }
     }
 }

@@ -17,7 +17,8 @@ pub enum ErrorClass {
     /// A consumer burns no attempt for it: the claim is released, everything waits, and one message at a time probes with back-off
     /// until it is back. [`Once::handle`](crate::Once::handle) and its like have nothing else to hold back: under
     /// [`Retry::none`](crate::Retry::none) they release the claim too, and otherwise try again as for [`Retryable`](Self::Retryable),
-    /// and burn the attempt.
+    /// and burn the attempt. Under [`Mode::AtMostOnce`](crate::Mode::AtMostOnce) a message is settled before its handler runs, and one whose
+    /// handler says this is given up as after any other failure: only those behind it wait.
     Unavailable,
 }
 
@@ -56,6 +57,14 @@ pub trait HandlerError: fmt::Debug + fmt::Display {
     fn class(&self) -> ErrorClass {
         ErrorClass::Retryable
     }
+
+    /// Whether a database gave a statement of the handler up in favour of another: a deadlock, a serialization failure, a lock that
+    /// somebody kept for too long. Under [`Once::transactional`](crate::Once::transactional) the batch is then run again in another
+    /// transaction, and no attempt is burnt; elsewhere nobody asks. Default: `false`; `sqlx::Error` and boxed errors know. If yours
+    /// wraps one, ask it.
+    fn is_contention(&self) -> bool {
+        false
+    }
 }
 
 impl HandlerError for String {}
@@ -69,7 +78,11 @@ impl HandlerError for crate::store::StoreError {
     }
 }
 #[cfg(feature = "sql")]
-impl HandlerError for sqlx::Error {}
+impl HandlerError for sqlx::Error {
+    fn is_contention(&self) -> bool {
+        crate::store::is_contention(self)
+    }
+}
 #[cfg(feature = "redis")]
 impl HandlerError for redis::RedisError {}
 #[cfg(feature = "kafka")]
@@ -98,6 +111,18 @@ impl HandlerError for Box<dyn Error + Send + Sync> {
         } else {
             ErrorClass::Retryable
         }
+    }
+
+    #[cfg(feature = "sql")]
+    fn is_contention(&self) -> bool {
+        let mut next: Option<&(dyn Error + 'static)> = Some(&**self);
+        while let Some(error) = next {
+            if error.downcast_ref::<sqlx::Error>().is_some_and(HandlerError::is_contention) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
     }
 }
 

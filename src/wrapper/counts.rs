@@ -12,12 +12,12 @@ macro_rules! counters {
         }
 
         #[derive(Debug, Default)]
-        pub(super) struct Counters {
-            $(pub(super) $name: Counter,)*
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
         }
 
         impl Counters {
-            pub(super) fn snapshot(&self) -> Counts {
+            pub(crate) fn snapshot(&self) -> Counts {
                 Counts { $($name: self.$name.0.load(Ordering::Relaxed),)* }
             }
         }
@@ -60,16 +60,16 @@ counters! {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
+pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    pub(super) fn add(&self, n: u64) {
+    pub(crate) fn add(&self, n: u64) {
         if n > 0 {
             self.0.fetch_add(n, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn one(&self) {
+    pub(crate) fn one(&self) {
         self.add(1);
     }
 }

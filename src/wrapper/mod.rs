@@ -41,6 +41,8 @@ use tokio::time::Instant;
 pub use builder::{BuildError, Findings, MIN_LEASE, Mode, OnConflict, OnceBuilder};
 pub use claim::Claim;
 pub use class::{ErrorClass, Failure, Fatal, HandlerError, Unavailable};
+#[cfg_attr(not(feature = "sql"), allow(unused_imports))]
+pub(crate) use counts::Counters;
 pub use counts::Counts;
 #[cfg_attr(not(feature = "kafka"), allow(unused_imports))]
 pub(crate) use described::Described;
@@ -48,8 +50,10 @@ pub use done::{At, BatchDone, CallError, Commit, Done, HandleError, Stage, Unset
 #[cfg(feature = "json")]
 pub use keep::AsJson;
 pub use keep::{Kept, Unkept};
-#[cfg(feature = "kafka")]
+#[cfg(any(feature = "kafka", feature = "sql"))]
 pub(crate) use run::caught;
+#[cfg(feature = "sql")]
+pub(crate) use shared::{Topics, pause};
 
 use crate::identity::IntoIdentity;
 use crate::level::Level;

@@ -260,20 +260,20 @@ impl Drop for Shared {
 }
 
 /// The wait after that many failures in a row: 50 ms doubling to 2 s, at least half of it.
-pub(super) fn pause(failures: u32, random: u64) -> Duration {
+pub(crate) fn pause(failures: u32, random: u64) -> Duration {
     let longest = Duration::from_millis(50).saturating_mul(1 << failures.min(10)).min(Duration::from_secs(2));
     longest / 2 + retry::share(longest / 2, random)
 }
 
 /// Topic names, each allocated once.
 #[derive(Debug, Default)]
-struct Topics(RwLock<Vec<Arc<str>>>);
+pub(crate) struct Topics(RwLock<Vec<Arc<str>>>);
 
 impl Topics {
     /// More are not kept: a consumer reads few topics.
     const KEPT: usize = 256;
 
-    fn intern(&self, name: &str) -> Arc<str> {
+    pub(crate) fn intern(&self, name: &str) -> Arc<str> {
         let find = |topics: &[Arc<str>]| topics.iter().find(|topic| &***topic == name).cloned();
         if let Some(topic) = find(&self.0.read().unwrap_or_else(PoisonError::into_inner)) {
             return topic;

@@ -1,0 +1,382 @@
+//! What all clones of one wrapper share, and what is asked of the database outside a batch.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sqlx::Pool;
+use tokio::time::Instant;
+
+use super::dialect::{Row, Source, Transact};
+use super::link::{Committed, Tx, sorted};
+use super::outcome::{Item, Prepared, Spot};
+use super::sealed::Sealed;
+use super::windows::{Held, Notes, Standing, Verdict, Windows};
+use crate::identity::{Encoder, FingerprintBy, Identify, Identity, IdentityError, Key, OnMissing, Scope};
+use crate::message::MessageView;
+use crate::record::{Origin, Sighting};
+use crate::retry::Retry;
+use crate::store::sql::{Dialect, Fault, TableName, Texts, jitter};
+use crate::store::{Report, StoreError};
+use crate::wrapper::{Counters, OnConflict, Topics, pause};
+
+/// How long a statement waits for a lock when it is known that one is held: to find out whose.
+const BRIEF: Duration = Duration::from_millis(50);
+
+/// Until the identity says so.
+#[derive(Debug)]
+pub(super) enum WindowBy {
+    Position,
+    Sequence(By),
+}
+#[derive(Debug)]
+pub(super) struct By;
+impl By {
+    fn of(&self, _: &dyn MessageView) -> Result<(Identity, u64), IdentityError> {
+        Err(IdentityError::refused("not yet"))
+    }
+    fn span(&self) -> u32 {
+        4096
+    }
+}
+
+/// What is configured.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(super) scope: Scope,
+    pub(super) identify: Box<dyn Identify>,
+    pub(super) fingerprint: FingerprintBy,
+    pub(super) on_missing: OnMissing,
+    pub(super) on_conflict: OnConflict,
+    pub(super) on_too_old: OnConflict,
+    pub(super) retry: Retry,
+    pub(super) handler_timeout: Option<Duration>,
+    /// How long a statement waits for a lock.
+    pub(super) patience: Duration,
+    /// How long the database is asked again.
+    pub(super) store_patience: Duration,
+    /// Messages in one transaction.
+    pub(super) most: usize,
+    pub(super) in_order: bool,
+    pub(super) trust_offsets: bool,
+    pub(super) records: TableName,
+    pub(super) windows: TableName,
+}
+
+pub(crate) struct Core<DB: Sealed> {
+    pub(super) pool: Pool<DB>,
+    pub(super) settings: Settings,
+    pub(super) report: Report,
+    pub(super) counters: Counters,
+    pub(super) window_by: Option<WindowBy>,
+    pub(super) keeps_records: bool,
+    pub(super) held: Windows,
+    /// Statements' texts, for waits of the usual length and for brief ones.
+    pub(super) texts: [Texts; 2],
+    turns: Arc<tokio::sync::Mutex<()>>,
+    topics: Topics,
+    random: AtomicU64,
+}
+
+impl<DB: Sealed> fmt::Debug for Core<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("database", &DB::Dialect::NAME).finish_non_exhaustive()
+    }
+}
+
+impl<DB: Sealed> Core<DB> {
+    pub(super) fn new(pool: Pool<DB>, settings: Settings, report: Report, seed: u64) -> Self {
+        let position = format!("{:?}", settings.identify).contains("Position");
+        let window_by = position.then_some(WindowBy::Position);
+        let keeps_records = !position;
+        Self {
+            pool,
+            settings,
+            report,
+            counters: Counters::default(),
+            window_by,
+            keeps_records,
+            held: Windows::default(),
+            texts: Default::default(),
+            turns: Arc::default(),
+            topics: Topics::default(),
+            random: AtomicU64::new(seed),
+        }
+    }
+
+    /// A random number, good enough to spread retries and to tell transactions apart (SplitMix64).
+    pub(super) fn random(&self) -> u64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.random.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn max_attempts(&self) -> NonZeroU32 {
+        self.settings.retry.max_attempts()
+    }
+
+    pub(super) fn patience(&self, brief: bool) -> Duration {
+        if brief { self.settings.patience.min(BRIEF) } else { self.settings.patience }
+    }
+
+    pub(super) async fn begin(&self, brief: bool) -> Result<Tx<DB>, Fault> {
+        Tx::begin(&self.pool, &self.turns, self.patience(brief)).await
+    }
+
+    pub(crate) fn origin(&self, message: &dyn MessageView) -> Origin {
+        Origin { topic: self.topics.intern(message.topic()), partition: message.partition(), offset: message.offset() }
+    }
+
+    /// Whether a position window is kept: partitions have to be told of by [`assigned`](Self::assigned).
+    pub(crate) const fn holds_partitions(&self) -> bool {
+        matches!(self.window_by, Some(WindowBy::Position))
+    }
+
+    /// What a message is to the database, or why it is refused. To be called in the order delivered, once its partition is held.
+    pub(crate) fn prepare(&self, message: &dyn MessageView) -> Prepared {
+        let mut item = Item {
+            origin: self.origin(message),
+            stamp: message.timestamp_ms(),
+            record: None,
+            spot: None,
+            row: None,
+            attempt: 1,
+        };
+        match self.look(message, &item.origin) {
+            Ok((record, spot)) => (item.record, item.spot) = (record, spot),
+            Err(error) if self.settings.on_missing == OnMissing::Reject => {
+                self.counters.rejected.one();
+                // It stands in its window as unfinished, until somebody buries it.
+                item.spot = self.holds_partitions().then_some(Spot::Position);
+                self.deliver(&item);
+                return Prepared::Refused(error, item);
+            }
+            Err(_) => {
+                item.spot = self.holds_partitions().then_some(Spot::Position);
+                self.counters.without_identity.one();
+            }
+        }
+        self.deliver(&item);
+        Prepared::Item(item)
+    }
+
+    fn deliver(&self, item: &Item) {
+        if let Some(Spot::Position) = &item.spot
+            && let Some(held) = self.held.get(&item.origin.topic, item.origin.partition)
+        {
+            held.deliver(item.origin.offset);
+        }
+    }
+
+    fn look(
+        &self,
+        message: &dyn MessageView,
+        origin: &Origin,
+    ) -> Result<(Option<Sighting>, Option<Spot>), IdentityError> {
+        let settings = &self.settings;
+        let record = match self.keeps_records {
+            true => {
+                let identity = settings.identify.identity(message)?;
+                let key = settings.scope.key(&identity, message.topic());
+                let fingerprint = settings.scope.fingerprint(&settings.fingerprint, message);
+                Some(Sighting { key, fingerprint, origin: origin.clone() })
+            }
+            false => None,
+        };
+        let spot = match &self.window_by {
+            None => None,
+            Some(WindowBy::Position) => Some(Spot::Position),
+            Some(WindowBy::Sequence(by)) => {
+                let (source, number) = by.of(message)?;
+                let source = self.source_of_producer(&source, message.topic())?;
+                Some(Spot::Sequence { source, number, span: by.span() })
+            }
+        };
+        Ok((record, spot))
+    }
+
+    fn source_of_producer(&self, source: &Identity, topic: &str) -> Result<Source, IdentityError> {
+        let mut into = Encoder::new();
+        into.text("sequences")?;
+        into.identity(source)?;
+        Ok(*self.settings.scope.key(&into.finish()?, topic).as_bytes())
+    }
+
+    fn source_of_partition(&self, topic: &str, partition: i32) -> Result<Source, StoreError> {
+        let refused = |_: IdentityError| {
+            StoreError::refused(DB::Dialect::NAME, "name a partition's window", "the topic's name is too long.")
+        };
+        let mut into = Encoder::new();
+        into.text("partition").map_err(refused)?;
+        into.text(topic).map_err(refused)?;
+        into.integer(partition).map_err(refused)?;
+        Ok(*self.settings.scope.key_of(&into.finish().map_err(refused)?).as_bytes())
+    }
+
+    /// Takes partitions: raises their fences, so that nobody who held them before writes any more, and reads what is finished.
+    /// Answers in the order asked. Dropped in the middle, fences may have been raised: take them again.
+    pub(crate) async fn assigned(&self, places: &[(Arc<str>, i32)]) -> Result<Vec<Standing>, StoreError> {
+        let _alone = self.held.taking.lock().await;
+        self.take(places).await
+    }
+
+    /// Takes those partitions that are not held. Ones that were fenced off stay so.
+    pub(super) async fn hold(&self, places: &BTreeSet<(Arc<str>, i32)>) -> Result<(), StoreError> {
+        let missing = |places: &BTreeSet<(Arc<str>, i32)>| -> Vec<_> {
+            places.iter().filter(|(topic, partition)| self.held.get(topic, *partition).is_none()).cloned().collect()
+        };
+        if missing(places).is_empty() {
+            return Ok(());
+        }
+        let _alone = self.held.taking.lock().await;
+        let missing = missing(places);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.take(&missing).await.map(drop)
+    }
+
+    async fn take(&self, places: &[(Arc<str>, i32)]) -> Result<Vec<Standing>, StoreError> {
+        const OPERATION: &str = "take partitions";
+        let mut sources = Vec::with_capacity(places.len());
+        for (topic, partition) in places {
+            sources.push(self.source_of_partition(topic, *partition)?);
+        }
+        let mut wanted = sources.clone();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let rows = self.again(OPERATION, async || self.raise(&wanted).await).await?;
+        let mut standings = Vec::with_capacity(places.len());
+        for ((topic, partition), source) in places.iter().zip(sources) {
+            let row = rows.iter().find(|row| row.source == source);
+            let Some(row) = row else {
+                return Err(StoreError::corrupt(
+                    DB::Dialect::NAME,
+                    OPERATION,
+                    "a window that was written is not there.",
+                ));
+            };
+            let (held, standing) = Held::of(Arc::clone(topic), *partition, row)
+                .map_err(|error| StoreError::corrupt(DB::Dialect::NAME, OPERATION, error.to_string()))?;
+            tracing::debug!(topic = &**topic, partition, next = ?standing.next, "holds a window");
+            self.held.put(Arc::new(held));
+            standings.push(standing);
+        }
+        Ok(standings)
+    }
+
+    async fn raise(&self, sources: &[Source]) -> Result<Vec<Row>, Fault> {
+        let mut tx = self.begin(false).await?;
+        let rows = DB::DIALECT.raise(tx.conn()?, &self.settings.windows, sources).await;
+        let rows = rows.map_err(|error| sorted::<DB::Dialect>(&error))?;
+        match finish(tx.commit()).await {
+            Committed::Yes => Ok(rows),
+            // Raised once more, it is raised for sure.
+            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+        }
+    }
+
+    /// Reading a partition goes on from here.
+    #[allow(dead_code, reason = "for the consumer")]
+    pub(crate) fn reads_from(&self, topic: &str, partition: i32, at: i64) {
+        if let Some(held) = self.held.get(topic, partition) {
+            held.begin(at);
+        }
+    }
+
+    /// What to note beside a partition's row, by its `next`.
+    #[allow(dead_code, reason = "for the consumer")]
+    pub(crate) fn noted(&self, topic: &str, partition: i32, notes: Notes) {
+        if let Some(held) = self.held.get(topic, partition) {
+            held.noted(notes);
+        }
+    }
+
+    /// Lets partitions go. Batches of them that are running finish as the fence says.
+    pub(crate) fn revoked(&self, places: &[(Arc<str>, i32)]) {
+        for (topic, partition) in places {
+            self.held.drop_held(topic, *partition);
+        }
+    }
+
+    /// What a window says of a message now; `None` if no window of a partition speaks of it.
+    pub(super) fn verdict(&self, item: &Item) -> Option<Verdict> {
+        match &item.spot {
+            Some(Spot::Position) => {
+                let held = self.held.get(&item.origin.topic, item.origin.partition);
+                Some(held.map_or(Verdict::Fenced, |held| held.look(item.origin.offset)))
+            }
+            Some(Spot::Sequence { .. }) | None => None,
+        }
+    }
+
+    /// Asks until there is an answer, the database refuses, or so much time has passed.
+    pub(super) async fn again<T>(
+        &self,
+        operation: &'static str,
+        ask: impl AsyncFn() -> Result<T, Fault>,
+    ) -> Result<T, StoreError> {
+        let began = Instant::now();
+        let mut failures = 0;
+        loop {
+            let fault = match ask().await {
+                Ok(answer) => return Ok(answer),
+                Err(fault) => fault,
+            };
+            self.counters.store_failures.one();
+            tracing::debug!(operation, failures, error = %fault, "the database failed");
+            let delay = match &fault {
+                Fault::Refused(_) | Fault::Corrupt(_) => return Err(fault.error(DB::Dialect::NAME, operation)),
+                Fault::Contended(_) => jitter(failures.min(6)),
+                // The first may be a connection that the pool did not know to be dead.
+                Fault::Broken(_) if failures == 0 => Duration::ZERO,
+                Fault::Broken(_) | Fault::Locked(_) | Fault::Unavailable(_) => pause(failures, self.random()),
+            };
+            failures += 1;
+            if began.elapsed() + delay >= self.settings.store_patience {
+                return Err(fault.error(DB::Dialect::NAME, operation));
+            }
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// The rows of these windows as they stand, waiting for whoever writes them.
+    pub(super) async fn rows(&self, sources: &[Source]) -> Result<Vec<Row>, Fault> {
+        let mut tx = self.begin(false).await?;
+        let rows = DB::DIALECT.load(tx.conn()?, &self.settings.windows, sources).await;
+        let rows = rows.map_err(|error| sorted::<DB::Dialect>(&error))?;
+        finish(tx.rollback()).await;
+        Ok(rows)
+    }
+
+    /// The key of a record, for what is asked by hand.
+    #[allow(dead_code)]
+    pub(super) fn key(&self, identity: &Identity, topic: &str) -> Key {
+        self.settings.scope.key(identity, topic)
+    }
+}
+
+/// Runs to the end, whatever happens to whoever waits for it.
+pub(super) async fn finish<T: Send + 'static + Lost>(task: impl Future<Output = T> + Send + 'static) -> T {
+    tokio::spawn(task).await.unwrap_or_else(|_| T::lost())
+}
+
+/// What is known when a task was lost with its runtime.
+pub(super) trait Lost {
+    fn lost() -> Self;
+}
+
+impl Lost for () {
+    fn lost() -> Self {}
+}
+
+impl Lost for Committed {
+    fn lost() -> Self {
+        Self::Unknown(Fault::Unavailable("the runtime is shutting down.".into()))
+    }
+}

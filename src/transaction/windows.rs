@@ -1,0 +1,259 @@
+//! The windows of the partitions that this process holds.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::dialect::{NEVER, Row, Shift, Source};
+use crate::window::{Known, Malformed, Moves, Window};
+
+/// What note goes with a row whose `next` becomes this.
+pub(crate) type Notes = Arc<dyn Fn(i64) -> Option<String> + Send + Sync>;
+
+/// A partition's window, as this process holds it.
+pub(crate) struct Held {
+    pub(crate) topic: Arc<str>,
+    pub(crate) partition: i32,
+    pub(crate) source: Source,
+    fence: i64,
+    /// Held from computing what is to be written until that is known to be written or not.
+    pub(super) moving: Arc<tokio::sync::Mutex<()>>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    window: Window,
+    /// Where it stood when it was taken.
+    began: i64,
+    /// The latest time of a finished message, in milliseconds; `None` if none is known.
+    newest: Option<i64>,
+    notes: Option<Notes>,
+    fenced: bool,
+    /// What a lost commit may have written.
+    doubt: Option<Pending>,
+}
+
+/// Moves on their way into the table.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) moves: Moves,
+    pub(super) newest: Option<i64>,
+    pub(super) shift: Shift,
+}
+
+/// What a window says of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// To be handled; so many attempts failed.
+    New { attempts: u32 },
+    /// Finished before.
+    Finished,
+    /// Another process holds the partition.
+    Fenced,
+}
+
+/// What stood in the table when a partition was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Below it all is finished; `None` where nothing ever was.
+    pub(crate) next: Option<i64>,
+    /// What was noted beside it.
+    pub(crate) note: Option<String>,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("topic", &self.topic)
+            .field("partition", &self.partition)
+            .field("fence", &self.fence)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a note of ours begins: the latest time of a finished message.
+const NEWEST: &str = "newest:";
+
+impl Held {
+    /// Takes what the table says, after the fence was raised.
+    pub(super) fn of(topic: Arc<str>, partition: i32, row: &Row) -> Result<(Self, Standing), Malformed> {
+        let next = (row.next > NEVER).then_some(row.next);
+        let window = match next {
+            Some(next) => Window::restore(next, &row.state)?,
+            None => Window::restore(0, &row.state)?,
+        };
+        let note = row.note.as_deref().map(|note| String::from_utf8_lossy(note).into_owned());
+        let newest = note.as_deref().and_then(|note| note.strip_prefix(NEWEST)).and_then(|text| text.parse().ok());
+        let inner = Inner { window, began: next.unwrap_or(0), newest, notes: None, fenced: false, doubt: None };
+        let held = Self {
+            topic,
+            partition,
+            source: row.source,
+            fence: row.fence,
+            moving: Arc::default(),
+            inner: Mutex::new(inner),
+        };
+        Ok((held, Standing { next, note }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a message delivered, in the order delivered.
+    pub(super) fn deliver(&self, offset: i64) -> Verdict {
+        let mut inner = self.lock();
+        let known = inner.window.deliver(offset);
+        inner.verdict(known)
+    }
+
+    /// What is known of a message.
+    pub(super) fn look(&self, offset: i64) -> Verdict {
+        let inner = self.lock();
+        inner.verdict(inner.window.known(offset))
+    }
+
+    /// Whether a message that counts as finished can be another one than the one that was: at its offset stands one that is younger than
+    /// all that were ever finished. Nor can it be told of one without a time that was finished before this process held the partition.
+    pub(super) fn doubts(&self, offset: i64, stamp: Option<i64>) -> bool {
+        let inner = self.lock();
+        match (stamp, inner.newest) {
+            (Some(stamp), Some(newest)) => stamp > newest,
+            _ => offset < inner.began,
+        }
+    }
+
+    pub(super) fn fence_off(&self) {
+        self.lock().fenced = true;
+    }
+
+    /// Whether this row is still of the fence that this process raised.
+    pub(super) fn stands(&self, row: &Row) -> bool {
+        row.source == self.source && row.fence == self.fence
+    }
+
+    pub(super) fn doubt(&self) -> Option<Pending> {
+        self.lock().doubt.clone()
+    }
+
+    /// What to write for these moves; `None` if one of them is finished already. `moving` is held.
+    pub(super) fn pending(&self, finished: &[(i64, Option<i64>)], failed: &[(i64, u32)]) -> Option<Pending> {
+        let inner = self.lock();
+        let mut moves = Moves::new();
+        let mut newest = inner.newest;
+        for (offset, stamp) in finished {
+            if inner.window.is_finished(*offset) {
+                return None;
+            }
+            moves.finish(*offset);
+            newest = newest.max(*stamp);
+        }
+        for (offset, attempt) in failed {
+            moves.fail(*offset, *attempt);
+        }
+        let row = inner.window.after(&moves);
+        let note = match &inner.notes {
+            Some(notes) => notes(row.next),
+            None => newest.map(|newest| format!("{NEWEST}{newest}")),
+        };
+        let note = note.map(String::into_bytes);
+        let shift = Shift { source: self.source, fence: self.fence, next: row.next, state: row.state, note };
+        Some(Pending { moves, newest, shift })
+    }
+
+    /// What was written is committed.
+    pub(super) fn apply(&self, pending: &Pending) {
+        let mut inner = self.lock();
+        inner.window.apply(&pending.moves);
+        inner.newest = inner.newest.max(pending.newest);
+        inner.doubt = None;
+    }
+
+    /// What was written may be committed.
+    pub(super) fn suspect(&self, pending: Pending) {
+        self.lock().doubt = Some(pending);
+    }
+
+    /// It is known now what the table says: whether the doubtful moves were committed. `None`: another process has it, or changed it.
+    pub(super) fn resolve(&self, row: Option<&Row>) -> Option<bool> {
+        let mut inner = self.lock();
+        let doubt = inner.doubt.take();
+        let Some(row) = row.filter(|row| row.fence == self.fence) else {
+            inner.fenced = true;
+            return None;
+        };
+        let doubt = doubt?;
+        if (row.next, &row.state) == (doubt.shift.next, &doubt.shift.state) {
+            inner.window.apply(&doubt.moves);
+            inner.newest = inner.newest.max(doubt.newest);
+            return Some(true);
+        }
+        Some(false)
+    }
+
+    /// Reading goes on from here, and nothing counts as delivered. Where that is above the mark, what lies between counts as finished; where it is
+    /// below, nothing is known any more.
+    pub(super) fn begin(&self, at: i64) {
+        let mut inner = self.lock();
+        match at.cmp(&inner.window.next()) {
+            // Another topic under the same name.
+            Ordering::Less => inner.window.reset(at),
+            Ordering::Equal => inner.window.restart(),
+            Ordering::Greater => {
+                let state = inner.window.encode();
+                // What it wrote itself, it can read.
+                match Window::restore(at, &state) {
+                    Ok(window) => inner.window = window,
+                    Err(_) => inner.window.reset(at),
+                }
+            }
+        }
+        inner.began = at;
+    }
+
+    pub(super) fn noted(&self, notes: Notes) {
+        self.lock().notes = Some(notes);
+    }
+}
+
+impl Inner {
+    const fn verdict(&self, known: Known) -> Verdict {
+        match known {
+            _ if self.fenced => Verdict::Fenced,
+            Known::Finished => Verdict::Finished,
+            Known::Unfinished { attempts } => Verdict::New { attempts },
+        }
+    }
+}
+
+type Partitions = HashMap<i32, Arc<Held>>;
+
+/// All windows held.
+#[derive(Debug, Default)]
+pub(super) struct Windows {
+    held: RwLock<HashMap<Arc<str>, Partitions>>,
+    /// One at a time raises fences: a process is not to fence itself off.
+    pub(super) taking: tokio::sync::Mutex<()>,
+}
+
+impl Windows {
+    pub(super) fn get(&self, topic: &str, partition: i32) -> Option<Arc<Held>> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.get(topic).and_then(|partitions| partitions.get(&partition)).cloned()
+    }
+
+    pub(super) fn put(&self, new: Arc<Held>) {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = held.entry(Arc::clone(&new.topic)).or_default().insert(new.partition, new) {
+            old.fence_off();
+        }
+    }
+
+    pub(super) fn drop_held(&self, topic: &str, partition: i32) {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(partitions) = held.get_mut(topic) {
+            partitions.remove(&partition);
+        }
+    }
+}
