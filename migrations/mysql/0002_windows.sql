@@ -1,5 +1,5 @@
 -- One row for each partition, or for each source that numbers its messages itself: its window. The table does not grow with messages:
--- 100 million through one partition leave one row, of about 100 bytes (220 where the consumer keeps a note; a few thousand where
+-- 100 million through one partition leave one row, of about 65 bytes (145 where a consumer keeps a note; a few thousand where
 -- many messages wait to be tried again). For another table name, replace `hapax_windows`.
 -- Binary columns only: a text column would take sources that differ for the same.
 CREATE TABLE IF NOT EXISTS `hapax_windows` (

@@ -1,5 +1,5 @@
 -- One row for each partition, or for each source that numbers its messages itself: its window. The table does not grow with messages:
--- 100 million through one partition leave one row, of about 130 bytes (250 where the consumer keeps a note; a few thousand where
+-- 100 million through one partition leave one row, of about 90 bytes (170 where a consumer keeps a note; a few thousand where
 -- many messages wait to be tried again). For another table name, replace "hapax_windows".
 -- Every batch updates its row. No index but the primary key, and nine tenths of each page free: an update then stays in its page (HOT),
 -- and the next one clears away what the last ones left.

@@ -1,5 +1,5 @@
 -- One row for each partition, or for each source that numbers its messages itself: its window. The table does not grow with messages:
--- 100 million through one partition leave one row, of about 60 bytes (180 where the consumer keeps a note; a few thousand where
+-- 100 million through one partition leave one row, of about 45 bytes (125 where a consumer keeps a note; a few thousand where
 -- many messages wait to be tried again). For another table name, replace "hapax_windows".
 CREATE TABLE IF NOT EXISTS "hapax_windows" ( -- hapax windows schema 1
     source BLOB    NOT NULL PRIMARY KEY,  -- 16 bytes: digest of scope and partition, or of scope and source
