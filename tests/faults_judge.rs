@@ -1,10 +1,20 @@
-//! The judge of `scripts/faults`: what it must find, and what it must let pass. A run that ends well shows nothing about that.
+//! The judges of `scripts/faults` and of `examples/transfer`: what they must find, and what they must let pass. A run that ends well shows
+//! nothing about that.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../examples/faults/judge.rs"]
 #[allow(dead_code)]
 mod judge;
+/// What the other judge judges.
+#[path = "../examples/transfer/money.rs"]
+#[allow(dead_code)]
+mod money;
+#[path = "../examples/shared/random.rs"]
+#[allow(dead_code)]
+mod random;
+#[path = "../examples/transfer/judge.rs"]
+mod transfer;
 
 use std::collections::BTreeSet;
 
@@ -291,4 +301,114 @@ fn journals_are_read_as_the_service_writes_them() {
         (20, Entry::Stalled { since: 17 }),
     ];
     assert_eq!(read_journal(42, text), expected.map(|(at, entry)| Line { at, pid: 42, entry }));
+}
+
+mod transfers {
+    use std::collections::BTreeMap;
+
+    use crate::money::{ACCOUNTS, OPENING, PARTITIONS, Transfer};
+    use crate::random::Random;
+    use crate::transfer::{Entry, Verdict, judge, undone};
+
+    /// A hundred transfers, each applied once, and the balances that come of it.
+    struct Bank {
+        produced: BTreeMap<String, Transfer>,
+        ledger: Vec<Entry>,
+        balances: BTreeMap<i64, i64>,
+    }
+
+    impl Bank {
+        fn new() -> Self {
+            let mut random = Random::new(7);
+            let mut bank = Self {
+                produced: BTreeMap::new(),
+                ledger: Vec::new(),
+                balances: (0..ACCOUNTS).map(|account| (account, OPENING)).collect(),
+            };
+            for number in 1..=100 {
+                let (partition, transfer) = Transfer::draw(number, &mut random);
+                assert!((0..PARTITIONS).contains(&partition));
+                assert_ne!(transfer.source, transfer.target);
+                bank.produced.insert(transfer.id.clone(), transfer.clone());
+                bank.apply(&transfer, 1, &format!("{partition}/{number}"));
+            }
+            bank
+        }
+
+        fn apply(&mut self, transfer: &Transfer, member: i64, place: &str) {
+            self.ledger.push(Entry { transfer: transfer.clone(), member, place: place.into() });
+            *self.balances.get_mut(&transfer.source).unwrap() -= transfer.cents;
+            *self.balances.get_mut(&transfer.target).unwrap() += transfer.cents;
+        }
+
+        fn verdict(&self) -> Verdict {
+            judge(&self.produced, &self.ledger, &self.balances)
+        }
+    }
+
+    const BEFORE: i64 = ACCOUNTS * OPENING;
+
+    #[test]
+    fn each_transfer_once_is_good() {
+        let verdict = Bank::new().verdict();
+        assert_eq!(verdict, Verdict { total: BEFORE, ..Verdict::default() });
+        assert!(verdict.is_good(BEFORE));
+        // Money that came from nowhere before the end is found as well.
+        assert!(!verdict.is_good(BEFORE - 1));
+    }
+
+    #[test]
+    fn a_transfer_that_was_not_applied_is_lost() {
+        let mut bank = Bank::new();
+        let (_, transfer) = Transfer::draw(101, &mut Random::new(8));
+        bank.produced.insert(transfer.id.clone(), transfer);
+        assert_eq!((bank.verdict().lost, bank.verdict().is_good(BEFORE)), (1, false));
+    }
+
+    #[test]
+    fn a_transfer_that_was_applied_again_is_doubled_by_its_cause() {
+        let mut bank = Bank::new();
+        let first = bank.ledger[0].clone();
+        bank.apply(&first.transfer, 2, &first.place);
+        let verdict = bank.verdict();
+        // The balances agree with the ledger, and the total has not moved: the doubled row alone tells.
+        assert_eq!((verdict.doubled, verdict.redelivered, verdict.wrong_balances, verdict.total), (1, 1, 0, BEFORE));
+        assert!(!verdict.is_good(BEFORE));
+        bank.apply(&first.transfer, 2, "elsewhere/1");
+        assert_eq!((bank.verdict().doubled, bank.verdict().redelivered), (2, 1));
+    }
+
+    #[test]
+    fn what_nobody_produced_and_what_was_changed_is_strange() {
+        let mut bank = Bank::new();
+        let (_, unknown) = Transfer::draw(500, &mut Random::new(9));
+        bank.apply(&unknown, 1, "0/0");
+        assert_eq!((bank.verdict().strange, bank.verdict().is_good(BEFORE)), (1, false));
+        let mut bank = Bank::new();
+        bank.ledger[0].transfer.cents += 1;
+        assert_eq!((bank.verdict().strange, bank.verdict().wrong_balances), (1, 2));
+    }
+
+    #[test]
+    fn half_a_transfer_is_found_in_the_balances() {
+        let mut bank = Bank::new();
+        *bank.balances.get_mut(&3).unwrap() -= 5;
+        let verdict = bank.verdict();
+        assert_eq!((verdict.wrong_balances, verdict.total, verdict.is_good(BEFORE)), (1, BEFORE - 5, false));
+        // Even where the sum is right.
+        *bank.balances.get_mut(&4).unwrap() += 5;
+        assert_eq!((bank.verdict().wrong_balances, bank.verdict().total), (2, BEFORE));
+        assert!(!bank.verdict().is_good(BEFORE));
+    }
+
+    #[test]
+    fn a_kill_that_found_a_transaction_open_is_told_from_one_that_did_not() {
+        let bank = Bank::new();
+        let ids = |numbers: &[u32]| numbers.iter().map(|number| format!("t{number:07}")).collect::<Vec<_>>();
+        // 1 wrote the ledger; 2 and 3 had begun what 1 has finished.
+        let begun = [(1, ids(&[98, 99, 100])), (2, ids(&[7, 8])), (3, ids(&[9]))].into_iter().collect();
+        assert_eq!(undone(&begun, &bank.ledger, &[1, 2]), (1, 3));
+        assert_eq!(undone(&begun, &bank.ledger, &[1]), (0, 3));
+        assert_eq!(undone(&begun, &bank.ledger, &[2, 3, 4]), (2, 3));
+    }
 }

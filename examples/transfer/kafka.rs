@@ -9,9 +9,9 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use crate::lag::{self, Lag};
+use crate::money::PARTITIONS;
 use crate::support::{self, MockKafka, unique};
 
-pub const PARTITIONS: i32 = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a member that fell silent keeps its partitions.

@@ -2,9 +2,10 @@
 
 use hapax::Message;
 
-use crate::kafka::PARTITIONS;
 use crate::random::Random;
 
+/// As many branches does the bank have.
+pub const PARTITIONS: i32 = 8;
 pub const ACCOUNTS: i64 = 1_000;
 /// What is on each account at the start, in cents.
 pub const OPENING: i64 = 100_000;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use crate::args::Args;
-use crate::kafka::{Kafka, PARTITIONS};
-use crate::money::{ID, Transfer};
+use crate::kafka::Kafka;
+use crate::money::{ID, PARTITIONS, Transfer};
 use crate::random::Random;
 use crate::support::Record;
 
