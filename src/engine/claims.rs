@@ -41,7 +41,7 @@ impl Engine {
         }
         room.ahead = room.ahead.min(room.most.saturating_sub(asked.len()));
         if self.bare || room.ahead > 0 {
-            self.ask_busy(&mut room, &mut asked, commands);
+            self.ask_busy(now, &mut room, &mut asked, commands);
         }
         if !asked.is_empty() {
             self.asking = true;
@@ -79,8 +79,8 @@ impl Engine {
         }
     }
 
-    /// Then those that will be begun soon, lane by lane in turns.
-    fn ask_busy(&mut self, room: &mut Room, asked: &mut Vec<Ticket>, commands: &mut Vec<Command>) {
+    /// Then those that will be begun soon, lane by lane in turns. What is behind a slow handler will not be.
+    fn ask_busy(&mut self, now: Time, room: &mut Room, asked: &mut Vec<Ticket>, commands: &mut Vec<Command>) {
         const TURN: usize = 64;
         loop {
             let mut taken = 0;
@@ -88,7 +88,14 @@ impl Engine {
                 let Some(id) = self.filed.pop_front() else { break };
                 let Some(lane) = self.lanes.get_mut(id) else { continue };
                 lane.filed = false;
-                taken += self.take_from(id, &mut room.ahead, asked, commands, TURN);
+                if lane.is_slow(now) {
+                    // Listed again when its chain is over.
+                    continue;
+                }
+                let own = lane.ahead().min(room.ahead);
+                let mut left = own;
+                taken += self.take_from(id, &mut left, asked, commands, TURN);
+                room.ahead -= own - left;
                 self.file(id);
             }
             if taken == 0 {
@@ -204,7 +211,10 @@ impl Engine {
         hand.waiting.push(ticket);
         let first = self.table.get(hand.first);
         let same = |subject: Subject| matches!(subject, Subject::Known { fingerprint, .. } if fingerprint == own);
-        let passable = lane != NONE && first.is_some_and(|first| first.lane == lane && same(first.subject));
+        // A lane's number is given again, and a message of an assignment that is over keeps the one it had.
+        let part = self.table.get(ticket).map(|entry| entry.part);
+        let is_before = |first: &Entry| first.lane == lane && Some(first.part) == part && same(first.subject);
+        let passable = lane != NONE && first.is_some_and(is_before);
         self.set(ticket, Phase::Twin { passable });
         if !passable {
             self.stall(ticket);

@@ -94,10 +94,9 @@ impl Engine {
         }
         let started = starts.len() > before;
         if started {
-            if let Some(lane) = self.lanes.get_mut(id) {
+            if let (Some(lane), Some(chain)) = (self.lanes.get_mut(id), self.chains.get_mut(chain as usize)) {
                 lane.running = true;
-            }
-            if let Some(chain) = self.chains.get_mut(chain as usize) {
+                lane.began = chain.began;
                 chain.lanes.push(id);
             }
         }
@@ -140,6 +139,7 @@ impl Engine {
         for lane in std::mem::take(&mut chain.lanes) {
             if let Some(own) = self.lanes.get_mut(lane) {
                 own.running = false;
+                own.pace.ran(count, took, 1);
             }
             self.look_at(lane);
         }
@@ -178,6 +178,11 @@ impl Engine {
             Ran::Fatal => self.give_up(ticket, Cause::Fatal, commands),
             Ran::Unavailable { random } => {
                 let wait = self.downstream.fail(now, random);
+                if entry.spent {
+                    // At most once: it is lost as whatever else fails; those behind it wait until what is down is back.
+                    self.give_up(ticket, Cause::Attempts, commands);
+                    return;
+                }
                 self.put_back(now, ticket, wait, untold);
             }
             Ran::NotBegun if self.is_live(ticket) && !self.is_blocked(ticket) => self.make_ready(ticket),

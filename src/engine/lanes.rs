@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::event::Time;
+use super::pace::Pace;
 use super::table::{Member, NONE, Phase, Table};
 use crate::frontier::Slot;
 
@@ -21,6 +23,10 @@ pub(super) struct Lane {
     pub(super) filed: bool,
     /// A chain of it runs.
     pub(super) running: bool,
+    /// When that began.
+    pub(super) began: Time,
+    /// How many of its messages its handlers get through in a moment, as far as is known.
+    pub(super) pace: Pace,
     /// It is listed as one that may start.
     pub(super) listed: bool,
     /// Places of members that wait: those behind them are not claimed.
@@ -37,6 +43,16 @@ impl Lane {
     pub(super) fn put_back(&mut self, member: Member) {
         let at = self.pending.iter().position(|other| other.slot.place() > member.slot.place());
         self.pending.insert(at.unwrap_or(self.pending.len()), member);
+    }
+
+    /// How many more of it may be claimed ahead of its handlers.
+    pub(super) fn ahead(&self) -> usize {
+        self.pace.ahead().saturating_sub(self.active)
+    }
+
+    /// Whether what runs takes long: what is behind it would age under its lease.
+    pub(super) fn is_slow(&self, now: Time) -> bool {
+        self.running && now.saturating_sub(self.began) > Pace::WINDOW
     }
 
     /// Whether its first pending member may be claimed.

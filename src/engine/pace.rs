@@ -7,15 +7,21 @@ use crate::retry::share;
 
 /// How many messages to claim beyond what free handlers can start: as many as handlers get through in a quarter of a second, so that no claim
 /// ages under its lease behind slow handlers.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     ahead: usize,
     most: usize,
 }
 
+impl Default for Pace {
+    fn default() -> Self {
+        Self::new(512)
+    }
+}
+
 impl Pace {
     const FIRST: usize = 32;
-    const WINDOW: Duration = Duration::from_millis(250);
+    pub(super) const WINDOW: Duration = Duration::from_millis(250);
 
     pub(super) fn new(most: usize) -> Self {
         Self { ahead: Self::FIRST.min(most), most }

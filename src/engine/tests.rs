@@ -1,5 +1,7 @@
 //! The engine, step by step. What happens in a world full of faults is the simulator's to find out.
 
+use std::collections::{HashSet, VecDeque};
+
 use super::*;
 use crate::identity::Fingerprint;
 
@@ -42,6 +44,15 @@ impl Bench {
     fn deliver(&mut self, epoch: u64, messages: &[(i64, u64, u8)]) -> Vec<Ticket> {
         let known =
             |id: u8| Subject::Known { key: Key::from_bytes([id; 16]), fingerprint: Fingerprint::from_bytes([0; 16]) };
+        self.arrive(epoch, messages.iter().map(|(offset, lane, id)| (*offset, *lane, known(*id))))
+    }
+
+    /// The same with more identities than fit into a byte.
+    fn deliver_numbered(&mut self, epoch: u64, messages: &[(i64, u64, u64)]) -> Vec<Ticket> {
+        let known = |id: u64| Subject::Known {
+            key: Key::from_bytes(u128::from(id).to_be_bytes()),
+            fingerprint: Fingerprint::from_bytes([0; 16]),
+        };
         self.arrive(epoch, messages.iter().map(|(offset, lane, id)| (*offset, *lane, known(*id))))
     }
 
@@ -485,4 +496,57 @@ mod own {
         bench.ran(Ran::Succeeded, &tried);
         assert!(!bench.engine.snapshot().downstream_down);
     }
+}
+
+/// Handlers of one partition end at once, of another one never: what of that is claimed meanwhile.
+#[test]
+fn behind_a_slow_handler_little_is_claimed() {
+    let mut bench = Bench::new(Config { concurrency: 2, ..Config::default() }, 2);
+    let messages = |first: u64| (0..2_000).map(|n| (n, 0, first + n as u64)).collect::<Vec<_>>();
+    let (mut held, mut finished) = (0, 0);
+    let mut due = VecDeque::new();
+    let slow: HashSet<Ticket> = bench.deliver_numbered(1, &messages(0)).into_iter().collect();
+    for step in 0..10_000 {
+        let claims = bench.claims();
+        if !claims.is_empty() {
+            held += claims.iter().filter(|ticket| slow.contains(ticket)).count();
+            let acquired = |ticket| (ticket, Answer::Acquired { attempt: 1 });
+            due.push_back(Event::Claimed(claims.into_iter().map(acquired).collect()));
+        }
+        let started = bench.starts().into_iter().map(|(ticket, _)| ticket);
+        let quick: Vec<_> =
+            started.filter(|ticket| !slow.contains(ticket)).map(|ticket| (ticket, Ran::Succeeded)).collect();
+        if !quick.is_empty() {
+            due.push_back(Event::Ran(quick));
+        }
+        let told = bench.settles();
+        if !told.is_empty() {
+            due.push_back(Event::Settled(told.into_iter().map(|(ticket, _)| (ticket, Settled::Recorded)).collect()));
+        }
+        finished += bench.finished().len();
+        bench.now = Time::from_micros(step * 200);
+        if step == 10 {
+            bench.deliver_numbered(2, &messages(1 << 32));
+        } else {
+            bench.tell(due.pop_front().unwrap_or(Event::Tick));
+        }
+    }
+    assert_eq!(finished, 2_000, "the other partition goes on");
+    assert!((1..=33).contains(&held), "{held} claims age behind a handler that does not end");
+}
+
+#[test]
+fn at_most_once_what_is_down_costs_the_message_that_found_it_and_no_other() {
+    let mut bench = Bench::new(Config { settle_first: true, ..Config::default() }, 1);
+    let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2)]);
+    bench.grant(&t);
+    bench.record();
+    assert_eq!(bench.starts().len(), 2);
+    bench.tell(Event::Ran(vec![(t[0], Ran::Unavailable { random: 0 }), (t[1], Ran::NotBegun)]));
+    assert_eq!(bench.finished(), [(t[0], Ending::Dead)], "it is not told as a duplicate of itself");
+    assert!(bench.starts().is_empty(), "what is down is left alone");
+    bench.at(ms(100));
+    assert_eq!(bench.starts(), [(t[1], false)], "the next one is tried when it may be back");
+    bench.ran(Ran::Succeeded, &t[1..]);
+    assert_eq!(bench.finished(), [(t[1], Ending::Handled)]);
 }
