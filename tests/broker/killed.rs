@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::ground::{Ground, by_each_protocol, by_each_protocol_and_order};
+use crate::ground::{Ground, Protocol, by, by_each_protocol, by_each_protocol_and_order};
 use crate::member::{Order, Process, Task, Way};
 use crate::support::{PATIENCE, eventually};
 
@@ -202,6 +202,35 @@ async fn f08_a_handler_that_blocks_its_thread_beyond_the_poll_interval_keeps_its
             (0, 0, 0),
             "{protocol:?}: {report:?}"
         );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f02_a_static_member_that_was_killed_is_let_in_again() {
+    // The classic protocol lets it in at once; that of KIP-848 refuses it until its session is over.
+    by(&[Protocol::CooperativeSticky, Protocol::Consumer], |protocol| async move {
+        let ground = Ground::new(protocol, "static", 2).await;
+        let order = |name: &str| mortal(&ground, name).set("group.instance.id", "one");
+        ground.produce("before", 10).await;
+        let victim = Process::start(&order("victim"));
+        ground.drained().await;
+        victim.kill();
+        ground.produce("after", 10).await;
+        let again = Task::start(order("again"));
+        ground.drained().await;
+        ground.assert_once();
+        assert_eq!(ground.by_member("again"), 20, "{protocol:?}");
+        if protocol == Protocol::Consumer {
+            // A second one of the same name waits as well, and can be ended while it does.
+            let twin = Task::start(order("twin"));
+            ground.produce("meanwhile", 50).await;
+            ground.drained().await;
+            let summary = twin.stop().await;
+            assert_eq!((summary.delivered, summary.partitions.len()), (0, 0), "{summary:?}");
+        }
+        again.stop().await;
+        ground.assert_once();
     })
     .await;
 }

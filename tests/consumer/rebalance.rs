@@ -1,10 +1,11 @@
 //! Partitions that come and go: on the real broker by every protocol, and on the mock cluster where a broker has to misbehave.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hapax::consumer::{Finding, Handling, Monitor, Summary};
+use hapax::observe::{Observed, Observer};
 use rdkafka::ClientConfig;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
@@ -296,6 +297,20 @@ async fn a_member_that_leaves_hands_its_partitions_over_at_once() {
     assert!(effects.counts().values().all(|count| *count == 1));
 }
 
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// Partitions that were let go: how many, how many of their messages were left, and how long it took.
+#[derive(Clone, Default)]
+struct Drains(Arc<Mutex<Vec<(usize, u64, Duration)>>>);
+
+impl Observer for Drains {
+    fn on(&self, event: &Observed<'_>) {
+        if let Observed::Revoked { places, left, took, .. } = event {
+            self.0.lock().unwrap().push((places.len(), *left, *took));
+        }
+    }
+}
+
 /// A handler does not end within the drain deadline: its partition goes without it, committed up to it.
 async fn f09_a_handler_beyond_the_drain_deadline_is_dropped(protocol: Protocol) {
     let kafka = Kafka::real();
@@ -303,8 +318,9 @@ async fn f09_a_handler_beyond_the_drain_deadline_is_dropped(protocol: Protocol) 
     kafka.create_topic(&topic, 2).await;
     kafka.produce(&records(&topic, 2, 40)).await;
     let (effects, never) = (Effects::default(), Gate::default());
+    let drains = Drains::default();
     let impatient =
-        consumer(protocol.config(&kafka, &group), &topic).drain_deadline(Duration::from_millis(500)).concurrency(4);
+        consumer(protocol.config(&kafka, &group), &topic).drain_deadline(DRAIN).concurrency(4).observer(drains.clone());
     let first = Member::start(impatient, {
         let (effects, never) = (effects.clone(), never.clone());
         plain(move |message| {
@@ -323,6 +339,10 @@ async fn f09_a_handler_beyond_the_drain_deadline_is_dropped(protocol: Protocol) 
     // One partition moves, and is handled to its end.
     effects.reach(25).await;
     eventually(PATIENCE, "the dropped handler is gone", async || never.waiting() == 1).await;
+    // It was waited for, as long as it was allowed to take, and no other partition was let go.
+    let told = drains.0.lock().unwrap().clone();
+    let [(1, 15, took)] = told[..] else { panic!("{protocol:?}: {told:?}") };
+    assert!(took >= DRAIN, "{protocol:?}: {took:?}");
     let summary = first.stop().await;
     assert_eq!((summary.handled, summary.left), (10, 15), "{protocol:?}: {summary:?}");
     // The other follows when its owner has left.
