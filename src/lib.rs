@@ -80,7 +80,6 @@ pub mod record;
 mod retry;
 pub mod store;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-#[allow(dead_code, reason = "being built")]
 mod transaction;
 pub mod window;
 mod wrapper;
@@ -91,6 +90,11 @@ pub use consumer::{
 };
 pub use level::Level;
 pub use retry::Retry;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub use transaction::{
+    Assigned, Misuse, TransactBatch, TransactError, Transacted, Transactional, TransactionalBuilder,
+    TransactionalDatabase,
+};
 #[cfg(feature = "json")]
 pub use wrapper::AsJson;
 pub use wrapper::{

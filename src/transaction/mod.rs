@@ -1,9 +1,24 @@
 //! Effects once: the handler's effects and what is remembered of the message commit together. Level L2.
+//!
+//! ```text
+//!   message ─▶ window in memory ─▶ BEGIN ─▶ records as succeeded ─▶ SAVEPOINT, handler ─▶ window WHERE fence ─▶ COMMIT
+//!              finished? no I/O             one statement; what      failed: back to it    nobody raised it?    effects and
+//!                                           stood drops out          its attempt recorded                       memory, or neither
+//! ```
+//!
+//! - [`trial`] is one batch in one transaction, tried once; [`runner`] tries until every message has an outcome: halves what contends, finds out what a
+//!   lost commit came to, takes back what a handler committed before its time.
+//! - [`windows`] are the windows of the partitions that this process holds; [`records`] the statements of the store, inside our transaction.
+//! - [`handle`] is the way in for any loop; the consumer has its own, over [`core`].
+//! - [`link`] sees to it that no connection goes back to its pool inside a transaction; [`dialect`] is what each database does in its own way.
 
+mod builder;
 #[cfg(all(test, feature = "sqlite"))]
 mod contract;
 mod core;
 mod dialect;
+mod error;
+mod handle;
 mod link;
 #[cfg(feature = "mysql")]
 mod mysql;
@@ -16,6 +31,125 @@ mod runner;
 mod sqlite;
 mod trial;
 mod windows;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use builder::TransactionalBuilder;
+pub use error::{TransactBatch, TransactError, Transacted};
+pub use outcome::Misuse;
+
+use self::core::Core;
+use crate::level::Level;
+use crate::store::sql::Dialect;
+use crate::store::{Report, StoreError};
+use crate::wrapper::Counts;
+
+/// Handles every message once, in the database's own transactions, around any loop. Level **L2**. Cheap to clone; clones share everything.
+///
+/// Made by [`Once::transactional`](crate::Once::transactional).
+///
+/// # What it remembers
+///
+/// By its identity: a record for each message, a window for each partition, or both; see
+/// [`TransactionalBuilder::identify`]. They commit with the effects or not at all.
+///
+/// # What a loop of your own must do
+///
+/// Where a window of positions is kept, a partition is taken by its first message here, or by [`assigned`](Self::assigned), which you should call
+/// from your rebalance callback: it raises the partition's fence, so that whoever had it before cannot commit an effect any more, and says from
+/// where to read. After it, *seek* there: messages below it are not handled again, and Kafka's committed offset may say something else.
+///
+/// A window knows messages by offset. A topic that is deleted and made again counts its offsets from 0 again: its messages would be taken for
+/// those that were finished, and be lost. Where a message below the window is younger than all that were finished there, this is noticed:
+/// [`TransactError::OtherMessage`]. A topic that was made again and has *grown beyond* the window is not noticed here: compare the topic's id, or keep
+/// records too. The consumer of this crate looks at more.
+///
+/// # Runtime
+///
+/// Needs a tokio runtime with time enabled. Commits and rollbacks run in tasks of their own.
+pub struct Transactional<DB: TransactionalDatabase> {
+    pub(crate) core: Arc<Core<DB>>,
+}
+
+impl<DB: TransactionalDatabase> Clone for Transactional<DB> {
+    fn clone(&self) -> Self {
+        Self { core: Arc::clone(&self.core) }
+    }
+}
+
+impl<DB: TransactionalDatabase> fmt::Debug for Transactional<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transactional")
+            .field("database", &<DB as sealed::Sealed>::Dialect::NAME)
+            .field("scope", &self.core.settings.scope)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a partition stands, when it is taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Assigned {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: i32,
+    /// The first offset that is not finished: seek there. `None` if nothing of the partition was ever finished here: then Kafka's committed
+    /// offset counts.
+    pub seek: Option<i64>,
+}
+
+impl<DB: TransactionalDatabase> Transactional<DB> {
+    /// These partitions are this process's from now on: raises their fences, so that whoever held them before commits nothing of them any
+    /// more, and says where each stands. Call it whenever partitions are assigned, before their first message is handled, and seek as it says.
+    ///
+    /// Does nothing but to answer `None` where no window of positions is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; retryable where the database could not be reached.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: fences may have been raised, and calling it again raises them once more.
+    pub async fn assigned(&self, partitions: &[(&str, i32)]) -> Result<Vec<Assigned>, StoreError> {
+        let places: Vec<(Arc<str>, i32)> =
+            partitions.iter().map(|(topic, partition)| (Arc::from(*topic), *partition)).collect();
+        let standings = match self.core.holds_partitions() {
+            true => self.core.assigned(&places).await?.into_iter().map(|standing| standing.next).collect(),
+            false => vec![None; places.len()],
+        };
+        let assigned = places.into_iter().zip(standings);
+        Ok(assigned.map(|((topic, partition), seek)| Assigned { topic, partition, seek }).collect())
+    }
+
+    /// These partitions are this process's no longer: forgets their windows. What is being handled finishes, unless the next owner has
+    /// raised the fence by then.
+    pub fn revoked(&self, partitions: &[(&str, i32)]) {
+        let places: Vec<(Arc<str>, i32)> =
+            partitions.iter().map(|(topic, partition)| (Arc::from(*topic), *partition)).collect();
+        self.core.revoked(&places);
+    }
+
+    /// What was counted since it was built.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.core.counters.snapshot()
+    }
+
+    /// What the start-up check of the database found.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.core.report
+    }
+
+    /// The guarantee level: always L2.
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        Level::L2
+    }
+}
 
 /// A database that a handler and this crate can share a transaction in: `sqlx::Postgres`, `sqlx::MySql`, `sqlx::Sqlite`. Sealed.
 #[allow(private_bounds, reason = "sealed")]

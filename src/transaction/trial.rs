@@ -480,17 +480,20 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
     /// Notes a failed attempt. Why is in `decided`.
     fn fail(&mut self, batch: &Batch<'_, W::Error>, at: usize, ready: &Ready) {
         let item = &batch.items[at];
-        let class = batch.decided[at].as_ref().map_or(ErrorClass::Retryable, Why::class);
         let retry = &self.core.settings.retry;
+        let class = match batch.decided[at].as_ref().map_or(ErrorClass::Retryable, Why::class) {
+            // Nothing else is held back here: it is tried again as any other.
+            ErrorClass::Unavailable if batch.rules.bury && retry.is_in_place() => ErrorClass::Retryable,
+            class => class,
+        };
         let used_up = ready.attempt >= self.core.max_attempts().get();
         // No other copy of it may be begun before somebody has buried it.
-        let dead = class == ErrorClass::Fatal || used_up && class == ErrorClass::Retryable;
-        // What is down burns no attempt.
-        let burnt = if class == ErrorClass::Unavailable { ready.attempt - 1 } else { ready.attempt };
-        let retry_in = match class {
-            ErrorClass::Unavailable => Duration::ZERO,
-            _ => retry.delay(ready.attempt, self.core.random()),
-        };
+        let ended = matches!(batch.decided[at], Some(Why::Misused(Misuse::Ended)));
+        let dead = !ended && (class == ErrorClass::Fatal || used_up && class == ErrorClass::Retryable);
+        // What is down burns no attempt, nor does a handler that has to be mended.
+        let spared = ended || class == ErrorClass::Unavailable;
+        let burnt = if spared { ready.attempt - 1 } else { ready.attempt };
+        let retry_in = if spared { Duration::ZERO } else { retry.delay(ready.attempt, self.core.random()) };
         if let (Some(token), Some(sighting)) = (ready.token, &item.record) {
             let state = match dead {
                 true => State::Dead { at: 0 },

@@ -47,15 +47,15 @@ where
     }
     // Every place was filled: what could not be begun says so.
     let outcomes: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(HandleError::NotBegun))).collect();
-    let commits = commits(shared, messages, &outcomes);
+    let commits = commits(messages, outcomes.iter().map(finished), |message| shared.origin(message));
     BatchDone { outcomes, commits }
 }
 
 /// The finished prefix of each partition, in delivered order.
-fn commits<M: MessageView, T, E: HandlerError>(
-    shared: &Shared,
+pub(crate) fn commits<M: MessageView>(
     messages: &[M],
-    outcomes: &[Outcome<T, E>],
+    finished: impl Iterator<Item = bool>,
+    origin: impl Fn(&M) -> Origin,
 ) -> Vec<Commit> {
     struct Prefix {
         origin: Origin,
@@ -64,7 +64,7 @@ fn commits<M: MessageView, T, E: HandlerError>(
     }
     let mut prefixes: Vec<Prefix> = Vec::new();
     let mut last = 0;
-    for (message, outcome) in messages.iter().zip(outcomes) {
+    for (message, finished) in messages.iter().zip(finished) {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         if partition < 0 || offset < 0 {
             continue;
@@ -73,14 +73,14 @@ fn commits<M: MessageView, T, E: HandlerError>(
         let at = match prefixes.get(last) {
             Some(prefix) if is_it(prefix) => last,
             _ => prefixes.iter().position(is_it).unwrap_or_else(|| {
-                let origin = Origin { offset: 0, ..shared.origin(message) };
+                let origin = Origin { offset: 0, ..origin(message) };
                 prefixes.push(Prefix { origin, any: false, open: true });
                 prefixes.len() - 1
             }),
         };
         last = at;
         let Some(prefix) = prefixes.get_mut(at) else { continue };
-        prefix.open &= finished(outcome);
+        prefix.open &= finished;
         if prefix.open {
             prefix.any = true;
             prefix.origin.offset = prefix.origin.offset.max(offset.saturating_add(1));

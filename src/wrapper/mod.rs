@@ -53,6 +53,8 @@ pub use keep::{Kept, Unkept};
 #[cfg(any(feature = "kafka", feature = "sql"))]
 pub(crate) use run::caught;
 #[cfg(feature = "sql")]
+pub(crate) use batch::commits;
+#[cfg(feature = "sql")]
 pub(crate) use shared::{Topics, pause};
 
 use crate::identity::IntoIdentity;

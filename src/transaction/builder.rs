@@ -1,0 +1,292 @@
+//! How a [`Transactional`] is configured and started.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Pool;
+
+use super::core::{Core, Settings};
+use super::sealed::Sealed;
+use super::{Transactional, TransactionalDatabase};
+use crate::identity::{FingerprintBy, Identify, IdentityConfigError, OnMissing, Scope, position};
+use crate::retry::Retry;
+use crate::store::sql::{Dialect, Engine, LOCK_TIMEOUT, Layout, TableName};
+use crate::store::{Finding, Report, StoreError};
+use crate::wrapper::{BuildError, Findings, OnConflict, Once};
+
+/// Messages in one transaction, unless told otherwise.
+const MOST: usize = 512;
+
+/// Configures a [`Transactional`]; made by [`Once::transactional`].
+#[must_use = "nothing is built before `build`"]
+pub struct TransactionalBuilder<DB: TransactionalDatabase> {
+    pool: Pool<DB>,
+    scope: Option<Result<Scope, IdentityConfigError>>,
+    identify: Box<dyn Identify>,
+    fingerprint: FingerprintBy,
+    on_missing: OnMissing,
+    on_conflict: OnConflict,
+    on_too_old: OnConflict,
+    retry: Retry,
+    handler_timeout: Option<Duration>,
+    patience: Duration,
+    store_patience: Duration,
+    most: usize,
+    in_order: bool,
+    trust_offsets: bool,
+    records: Option<String>,
+    windows: Option<String>,
+    create_schema: bool,
+    accept_unsafe: bool,
+}
+
+impl<DB: TransactionalDatabase> fmt::Debug for TransactionalBuilder<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Never the pool: its options hold passwords.
+        f.debug_struct("TransactionalBuilder")
+            .field("database", &<DB as Sealed>::Dialect::NAME)
+            .field("identify", &self.identify)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Once {
+    /// Starts to configure handling in the database's own transactions: the handler's effects and what is remembered of the message commit
+    /// together. Level **L2**: no effect repeats in that database.
+    ///
+    /// `pool` is yours: `sqlx::PgPool`, `MySqlPool` or `SqlitePool`, of the database in which the effects are. Tables of this crate stand beside
+    /// yours; see [`TransactionalBuilder::with_table`].
+    pub fn transactional<DB: TransactionalDatabase>(pool: Pool<DB>) -> TransactionalBuilder<DB> {
+        TransactionalBuilder {
+            pool,
+            scope: None,
+            identify: Box::new(position()),
+            fingerprint: FingerprintBy::default(),
+            on_missing: OnMissing::default(),
+            on_conflict: OnConflict::default(),
+            on_too_old: OnConflict::default(),
+            retry: Retry::default(),
+            handler_timeout: None,
+            patience: LOCK_TIMEOUT,
+            store_patience: Duration::from_secs(10),
+            most: MOST,
+            in_order: false,
+            trust_offsets: false,
+            records: None,
+            windows: None,
+            create_schema: true,
+            accept_unsafe: false,
+        }
+    }
+}
+
+impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
+    /// Sets where identities are unique: consumer group and handler. This or [`in_scope`](Self::in_scope) is needed.
+    pub fn scope(mut self, group: impl Into<String>, handler: impl Into<String>) -> Self {
+        self.scope = Some(Scope::new(group, handler));
+        self
+    }
+
+    /// Sets where identities are unique, with all that a [`Scope`] can say: tenant, secret, across topics.
+    pub fn in_scope(mut self, scope: Scope) -> Self {
+        self.scope = Some(Ok(scope));
+        self
+    }
+
+    /// Sets what makes two messages the same, and by that what is remembered. Default: [`position`].
+    ///
+    /// | identity | what is kept | stops |
+    /// |---|---|---|
+    /// | `position()` | a window: one row for each partition | redelivery |
+    /// | `header(…)`, `digest(…)`, … | a record for each message | redelivery and re-production |
+    /// | `position().and_then(header(…))` | both | redelivery by the window, without asking the records; re-production by the records |
+    pub fn identify(mut self, identify: impl Identify + 'static) -> Self {
+        self.identify = Box::new(identify);
+        self
+    }
+
+    /// Sets what of a message tells a duplicate from a conflict. Default: the payload.
+    pub fn fingerprint(mut self, by: FingerprintBy) -> Self {
+        self.fingerprint = by;
+        self
+    }
+
+    /// Sets what happens to a message without a usable identity. Default: [`OnMissing::Reject`]. Handled without dedup, it has no record;
+    /// where there is a window of its partition, that still keeps its redelivery from being handled.
+    pub fn on_missing(mut self, policy: OnMissing) -> Self {
+        self.on_missing = policy;
+        self
+    }
+
+    /// Sets what happens to a message whose identity was used by one that said something else. Default: [`OnConflict::Stop`].
+    pub fn on_conflict(mut self, policy: OnConflict) -> Self {
+        self.on_conflict = policy;
+        self
+    }
+
+    /// Sets what happens to a message whose number is so far below the highest of its producer's that nobody can tell whether it was handled.
+    /// Default: [`OnConflict::Stop`].
+    pub fn on_too_old(mut self, policy: OnConflict) -> Self {
+        self.on_too_old = policy;
+        self
+    }
+
+    /// Sets how often and when a failed message is tried again. Default: [`Retry::default`]. Attempts are counted in the database, where they
+    /// ended: one that ended with the process is not counted.
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Sets how long a handler may take: then it is dropped, its connection closed, and the attempt has failed. Default: as long as it likes.
+    pub fn handler_timeout(mut self, timeout: Duration) -> Self {
+        self.handler_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how long a statement of the transaction, the handler's too, waits for a lock that somebody holds. Default: 1 s. MySQL counts whole
+    /// seconds; SQLite waits as long as the pool's own `busy_timeout` says.
+    ///
+    /// A message that somebody else is handling in an open transaction is in flight after this long; the others of its batch go on.
+    pub fn lock_timeout(mut self, timeout: Duration) -> Self {
+        self.patience = timeout.max(Duration::from_millis(1));
+        self
+    }
+
+    /// Sets for how long a database that cannot be reached is asked again before a call gives up. Default: 10 s.
+    pub fn store_patience(mut self, longest: Duration) -> Self {
+        self.store_patience = longest;
+        self
+    }
+
+    /// Sets how many messages one transaction handles at most. Default: 512. 0 counts as 1.
+    pub fn batch_size(mut self, most: usize) -> Self {
+        self.most = most.max(1);
+        self
+    }
+
+    /// Makes [`Transactional::handle_batch`] keep the order: a message that is not finished ends the batch, and those after it are not
+    /// begun. Default: the others go on.
+    pub fn stop_batches_at_failure(mut self) -> Self {
+        self.in_order = true;
+        self
+    }
+
+    /// Takes every message below a partition's window for the one that was finished there: for a loop of your own whose topics are never
+    /// deleted and made again under their names, and never change their cluster. Default: one that cannot be told to be the same is
+    /// an error, [`TransactError::OtherMessage`](super::TransactError::OtherMessage).
+    pub const fn trust_offsets(mut self) -> Self {
+        self.trust_offsets = true;
+        self
+    }
+
+    /// Sets the name of the table of records. Default: `hapax_records`. `table`, or `schema.table`. It may be shared with the store of the same
+    /// database, at level L1.
+    pub fn with_table(mut self, name: impl Into<String>) -> Self {
+        self.records = Some(name.into());
+        self
+    }
+
+    /// Sets the name of the table of windows. Default: `hapax_windows`.
+    pub fn with_windows_table(mut self, name: impl Into<String>) -> Self {
+        self.windows = Some(name.into());
+        self
+    }
+
+    /// Does not create the tables; they must be there. Default: what is missing is created.
+    pub const fn without_schema_creation(mut self) -> Self {
+        self.create_schema = false;
+        self
+    }
+
+    /// Starts even if the check finds settings that break the promise. They are logged, and readable from
+    /// [`Transactional::report`]. Default: refuse.
+    pub const fn accept_unsafe_settings(mut self) -> Self {
+        self.accept_unsafe = true;
+        self
+    }
+
+    /// Checks the settings, makes the tables, and looks for unsafe settings in the database.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`]. Retryable only where the database could not be reached.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: building again does what is left.
+    pub async fn build(self) -> Result<Transactional<DB>, BuildError> {
+        let scope = self.scope.ok_or(BuildError::NoScope)?.map_err(BuildError::Identity)?;
+        self.identify.validate().map_err(BuildError::Identity)?;
+        self.fingerprint.validate().map_err(BuildError::Identity)?;
+        if self.handler_timeout == Some(Duration::ZERO) {
+            let cure = "Set the time that a handler may take, or leave it out.";
+            return Err(BuildError::setting("handler_timeout", "0 s is too short for any handler.", cure));
+        }
+        let table = |name: Option<String>, layout| -> Result<TableName, StoreError> {
+            name.map_or_else(
+                || Ok(TableName::of(layout)),
+                |name| TableName::parse(<DB as Sealed>::Dialect::NAME, &name),
+            )
+        };
+        let settings = Settings {
+            scope,
+            identify: self.identify,
+            fingerprint: self.fingerprint,
+            on_missing: self.on_missing,
+            on_conflict: self.on_conflict,
+            on_too_old: self.on_too_old,
+            retry: self.retry,
+            handler_timeout: self.handler_timeout,
+            patience: self.patience,
+            store_patience: self.store_patience,
+            most: self.most,
+            in_order: self.in_order,
+            trust_offsets: self.trust_offsets,
+            records: table(self.records, Layout::Records)?,
+            windows: table(self.windows, Layout::Windows)?,
+        };
+        let seed = getrandom::u64().map_err(|error| BuildError::Random(error.to_string()))?;
+        let mut core = Core::new(self.pool, settings, Report::new(), seed);
+        let mut tables = Vec::new();
+        if core.keeps_records {
+            tables.push((Layout::Records, &core.settings.records));
+        }
+        if core.window_by.is_some() {
+            tables.push((Layout::Windows, &core.settings.windows));
+        }
+        let engine = Engine::pooled(<DB as Sealed>::DIALECT, core.pool.clone()).with_lock_timeout(self.patience);
+        if self.create_schema {
+            for (layout, table) in &tables {
+                engine.ensure(*layout, table).await?;
+            }
+        }
+        let report = engine.examine(&tables).await?;
+        judge(&report, self.accept_unsafe)?;
+        core.report = report;
+        tracing::debug!(
+            database = <DB as Sealed>::Dialect::NAME,
+            records = core.keeps_records,
+            windows = core.window_by.is_some(),
+            "built"
+        );
+        Ok(Transactional { core: Arc::new(core) })
+    }
+}
+
+/// Logs what a check found, and refuses what forbids a start.
+fn judge(report: &Report, accept: bool) -> Result<(), BuildError> {
+    for finding in report.warnings() {
+        tracing::warn!(setting = finding.setting, "{finding}");
+    }
+    let errors: Vec<Finding> = report.errors().cloned().collect();
+    if accept {
+        for finding in &errors {
+            tracing::error!(setting = finding.setting, "accepted: {finding}");
+        }
+    } else if !errors.is_empty() {
+        return Err(BuildError::Unsafe(Findings(errors)));
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! Why a message was not finished.
+
+use std::fmt;
+
+use super::outcome::Misuse;
+use crate::identity::IdentityError;
+use crate::record::Seen;
+use crate::store::StoreError;
+use crate::wrapper::{At, Commit, Done, Failure};
+
+/// Why a message was not finished. None of these may be committed to Kafka. Closed: match on it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TransactError<E: fmt::Debug + fmt::Display> {
+    /// The handler failed, and [`Retry::none`](crate::Retry::none) leaves it to you to deliver the message again. Its effects are gone and its
+    /// attempt is recorded. Retryable.
+    #[error("{0}")]
+    Handler(Failure<E>),
+    /// The handler's transaction was not what it was when it was handed out. Retryable, but for [`Misuse::Ended`].
+    #[error("{at}: {misuse}")]
+    Misused {
+        /// The message.
+        at: At,
+        /// What happened to the transaction.
+        misuse: Misuse,
+    },
+    /// The database could not be asked, for longer than [`store_patience`](super::TransactionalBuilder::store_patience). Nothing was committed, or
+    /// it is not known: hand the message in again, and it is found out. Retryable if [`StoreError::is_retryable`].
+    #[error(transparent)]
+    Database(StoreError),
+    /// The message has no usable identity. Not retryable.
+    #[error("{at}: {error}")]
+    Identity {
+        /// The message.
+        at: At,
+        /// What is wrong with it.
+        error: IdentityError,
+    },
+    /// The identity was used by a message that said something else. Not retryable.
+    #[error(
+        "{at} has the identity of {earlier}, and says something else: mend the producer, choose another identity, or \
+         choose `OnConflict::Skip` or `OnConflict::Handle`", earlier = At(.first.origin.clone())
+    )]
+    Conflict {
+        /// The message.
+        at: At,
+        /// The message that took the identity first.
+        first: Seen,
+    },
+    /// The number that its producer gave it is so far below the highest one that nobody can tell whether it was handled. Not retryable.
+    #[error(
+        "{at}: its number is too far below the highest of its source to tell whether it was handled: give the identity a longer span, or set `on_too_old`"
+    )]
+    TooOld {
+        /// The message.
+        at: At,
+    },
+    /// Its offset is one that was finished, and it cannot be told to be the message that was: it is younger than all that were, or has no time.
+    /// The topic was made anew, or moved, and its messages would be skipped. Not retryable: find out, and then let
+    /// another handler's name in the scope begin a new window, or say [`trust_offsets`](super::TransactionalBuilder::trust_offsets).
+    #[error(
+        "{at}: this offset was finished, but maybe by another message: was the topic made anew? See `TransactError::OtherMessage`"
+    )]
+    OtherMessage {
+        /// The message.
+        at: At,
+    },
+    /// Another process holds the partition now. Nothing of the message was written here. Retryable after
+    /// [`assigned`](super::Transactional::assigned) was told that the partition is this process's again.
+    #[error("{at}: another process holds the partition: its fence was raised")]
+    Fenced {
+        /// The message.
+        at: At,
+    },
+    /// Not begun, since an earlier message of its batch is not finished. Retryable.
+    #[error("not begun, since an earlier message of the batch is not finished")]
+    NotBegun,
+}
+
+impl<E: fmt::Debug + fmt::Display> TransactError<E> {
+    /// Whether handling the same message again can help.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Handler(_) | Self::NotBegun | Self::Fenced { .. } => true,
+            Self::Misused { misuse, .. } => !matches!(misuse, Misuse::Ended),
+            Self::Database(error) => error.is_retryable(),
+            Self::Identity { .. } | Self::Conflict { .. } | Self::TooOld { .. } | Self::OtherMessage { .. } => false,
+        }
+    }
+}
+
+/// What became of a message.
+pub type Transacted<T, E> = Result<Done<T, E>, TransactError<E>>;
+
+/// What became of each message of a batch.
+#[derive(Clone, Debug)]
+pub struct TransactBatch<T, E: fmt::Debug + fmt::Display> {
+    pub(super) outcomes: Vec<Transacted<T, E>>,
+    pub(super) commits: Vec<Commit>,
+}
+
+impl<T, E: fmt::Debug + fmt::Display> TransactBatch<T, E> {
+    /// What became of each message, in the order given.
+    pub fn outcomes(&self) -> &[Transacted<T, E>] {
+        &self.outcomes
+    }
+
+    /// What became of each message, in the order given.
+    pub fn into_outcomes(self) -> Vec<Transacted<T, E>> {
+        self.outcomes
+    }
+
+    /// For each topic and partition, the offset behind its finished prefix, in the order delivered. Offsets may have gaps. A partition whose
+    /// first message is not finished is not named.
+    #[must_use]
+    pub fn commits(&self) -> &[Commit] {
+        &self.commits
+    }
+
+    /// Whether every message may be committed.
+    #[must_use]
+    pub fn all_finished(&self) -> bool {
+        self.outcomes.iter().all(finished)
+    }
+
+    /// The first message that is not finished, by its place in the batch.
+    #[must_use]
+    pub fn first_unfinished(&self) -> Option<usize> {
+        self.outcomes.iter().position(|outcome| !finished(outcome))
+    }
+}
+
+pub(super) fn finished<T, E: fmt::Debug + fmt::Display>(outcome: &Transacted<T, E>) -> bool {
+    outcome.as_ref().is_ok_and(Done::may_commit)
+}
