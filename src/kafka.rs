@@ -5,8 +5,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rdkafka::message::{BorrowedMessage, Headers, Message, OwnedMessage};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders, OwnedMessage};
 
+use crate::identity::Stamp;
 use crate::message::MessageView;
 
 macro_rules! view {
@@ -44,6 +45,28 @@ macro_rules! view {
 
 view!(BorrowedMessage<'_>, OwnedMessage);
 
+impl Stamp {
+    /// Adds this stamp to the headers of a message to be sent, behind those that are there: a stamp that came with what was read stays, and
+    /// no longer counts.
+    ///
+    /// ```
+    /// use hapax::identity::Stamper;
+    /// use rdkafka::message::OwnedHeaders;
+    /// use rdkafka::producer::FutureRecord;
+    ///
+    /// let stamper = Stamper::new("orders-outbox")?;
+    /// let headers = stamper.stamp(4711).onto(OwnedHeaders::new());
+    /// let record: FutureRecord<'_, str, str> = FutureRecord::to("orders").payload("one coffee").headers(headers);
+    /// # drop(record);
+    /// # Ok::<(), hapax::identity::IdentityConfigError>(())
+    /// ```
+    #[must_use]
+    pub fn onto(&self, headers: OwnedHeaders) -> OwnedHeaders {
+        let add = |headers: OwnedHeaders, (key, value)| headers.insert(Header { key, value: Some(value) });
+        self.pairs().into_iter().fold(headers, add)
+    }
+}
+
 /// Reads one header; `None` where rdkafka cannot.
 fn header_at<H: Headers>(headers: &H, at: usize) -> Option<(&str, Option<&[u8]>)> {
     // Only a read of foreign memory behind a shared reference: nothing can be left half changed.
@@ -53,8 +76,6 @@ fn header_at<H: Headers>(headers: &H, at: usize) -> Option<(&str, Option<&[u8]>)
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::message::{Header, OwnedHeaders};
-
     use super::*;
 
     /// What rdkafka does when the name of the second header is not UTF-8.
@@ -97,6 +118,12 @@ mod tests {
         let mut shown = 0;
         message.for_each_header(&mut |_, _| shown += 1);
         assert_eq!(shown, 5);
+        let stamp = crate::identity::Stamper::new("step").unwrap().following(&message).unwrap();
+        let stamped =
+            stamp.onto(OwnedHeaders::new().insert(Header { key: "hapax-sequence", value: Some("of upstream") }));
+        let sent = OwnedMessage::new(None, None, "u".into(), rdkafka::Timestamp::NotAvailable, 0, 0, Some(stamped));
+        let (source, number) = crate::identity::sequence().of(&sent).unwrap();
+        assert_eq!((source, number), (crate::identity::Identity::bytes(b"step/t/0").unwrap(), 0));
         let bare = OwnedMessage::new(None, None, "t".into(), rdkafka::Timestamp::NotAvailable, 0, 0, None);
         assert_eq!((bare.header("id"), bare.timestamp_ms()), (None, None));
     }

@@ -3,6 +3,7 @@
 use super::Identify;
 use super::encode::Encoder;
 use super::error::{Field, IdentityConfigError, IdentityError};
+use super::sequence::WindowBy;
 use crate::message::MessageView;
 
 /// The first identity, or the second where the first is absent; made by [`Identify::or`].
@@ -50,6 +51,36 @@ impl<A: Identify, B: Identify> Identify for And<A, B> {
     fn validate(&self) -> Result<(), IdentityConfigError> {
         self.first.validate()?;
         self.second.validate()
+    }
+}
+
+/// A window by the first identity, and a record by the second; made by [`Identify::and_then`].
+#[derive(Debug, Clone)]
+pub struct AndThen<A, B> {
+    pub(super) window: A,
+    pub(super) record: B,
+}
+
+impl<A: Identify, B: Identify> Identify for AndThen<A, B> {
+    fn identify(&self, message: &dyn MessageView, into: &mut Encoder) -> Result<(), IdentityError> {
+        self.record.identify(message, into)
+    }
+
+    fn validate(&self) -> Result<(), IdentityConfigError> {
+        self.window.validate()?;
+        self.record.validate()?;
+        if self.window.window().is_none() {
+            return Err(IdentityConfigError::NoWindow);
+        }
+        Ok(())
+    }
+
+    fn window(&self) -> Option<WindowBy> {
+        self.window.window()
+    }
+
+    fn records(&self) -> bool {
+        true
     }
 }
 

@@ -21,6 +21,7 @@ pub(super) mod tag {
     pub(crate) const JSON_INTEGER: u8 = 0x07;
     pub(crate) const POSITION: u8 = 0x08;
     pub(crate) const DIGEST: u8 = 0x09;
+    pub(crate) const SEQUENCE: u8 = 0x0a;
 
     pub(crate) const NO_TOPIC: u8 = 0x10;
     pub(crate) const TOPIC: u8 = 0x11;

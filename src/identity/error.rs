@@ -130,6 +130,13 @@ pub enum IdentityError {
         pointer: Arc<str>,
     },
 
+    /// The part is there and is not what it should be: a sequence number that is none.
+    #[error("the {field} is no number: let the producer write decimal digits, or 8 bytes, as `Stamper` does")]
+    Malformed {
+        /// What was malformed.
+        field: Field,
+    },
+
     /// The user's own code refused the message.
     #[error("the message was refused: {reason}")]
     Refused {
@@ -191,6 +198,21 @@ pub enum IdentityConfigError {
         pointer: Arc<str>,
         /// What is wrong with it, and what would be right.
         reason: &'static str,
+    },
+
+    /// `and_then` was asked for behind an identity that has no window.
+    #[error(
+        "`.and_then(…)` has no window before it: begin with `position()` or `sequence()`, or join identities by `.and(…)`"
+    )]
+    NoWindow,
+
+    /// A window of no numbers, or of too many.
+    #[error("the span of a sequence window is {span}: choose one from 1 to {most}")]
+    Span {
+        /// The span asked for.
+        span: u32,
+        /// The longest one.
+        most: u32,
     },
 
     /// A digest over nothing.

@@ -27,9 +27,11 @@
 //! | [`record_key`] | messages whose key names them | a key often names a thing, not a message |
 //! | [`digest`](digest()) | messages that say different things | equal bodies collapse into one |
 //! | [`position`] | places in Kafka: redelivery only | what is produced again is new |
+//! | [`sequence`](sequence()) | what a producer numbered | the number must survive the producer's restart |
 //! | [`by`] | whatever your code finds | the same answer for every copy |
 //!
-//! [`Identify::or`] takes another where the first is absent, [`Identify::and`] joins two. A message without an
+//! [`Identify::or`] takes another where the first is absent, [`Identify::and`] joins two. [`Identify::and_then`] keeps two memories: a
+//! [window](crate::window) by the first, one row however many messages there are, and a record for each by the second. A message without an
 //! identity is an error whose fate is a policy, [`OnMissing`]; it never gets a random or a shared one. A tombstone
 //! has no payload, so it has no digest and no JSON identity.
 //!
@@ -49,6 +51,7 @@
 //! | JSON integer | `07` len pointer, 16 bytes, two's complement |
 //! | position | `08` len topic, 4 bytes partition, 8 bytes offset |
 //! | digest | `09` algorithm (`01` SHA-256, `02` BLAKE3, `03` MD5), part (`01` payload, `02` key, `03` header: len name), digest |
+//! | sequence | `0a` len source, 8 bytes number |
 //!
 //! A scope is `01` (the version), `21` len group, `22` len handler, and with a tenant `23` len tenant. Its hash with BLAKE3's
 //! `derive_key`, context `hapax identity v1 scope`, is the key of keyed BLAKE3 over `01` (the version), the topic
@@ -71,12 +74,14 @@ mod fingerprint;
 mod json;
 mod key;
 mod scope;
+mod sequence;
 mod source;
+mod stamp;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use combine::{And, Or};
+pub use combine::{And, AndThen, Or};
 pub use digest::DigestKind::{Blake3, InsecureMd5, Sha256};
 pub use digest::{Digest, DigestKind, Part, digest};
 pub use encode::{Encoder, Identity, IntoIdentity};
@@ -86,7 +91,9 @@ pub use fingerprint::FingerprintBy;
 pub use json::{Json, MAX_JSON_BYTES, json};
 pub use key::{Fingerprint, Key};
 pub use scope::{MIN_SECRET_BYTES, Scope};
+pub use sequence::{SEQUENCE_HEADER, SOURCE_HEADER, Sequence, WindowBy, sequence};
 pub use source::{By, Header, Position, RecordKey, by, header, position, record_key};
+pub use stamp::{Stamp, Stamper};
 
 use crate::message::MessageView;
 
@@ -120,6 +127,19 @@ pub trait Identify: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Which window answers for such messages where windows are kept; `None` for none.
+    ///
+    /// [`position`] and [`sequence`](sequence()) have one, and so has what begins with them by [`Identify::and_then`]. Parts of an
+    /// [`Identify::or`] or [`Identify::and`] have none: they are identities of records.
+    fn window(&self) -> Option<WindowBy> {
+        None
+    }
+
+    /// Whether there is a record for each message where windows are kept: not for what has a window alone.
+    fn records(&self) -> bool {
+        self.window().is_none()
+    }
+
     /// The identity of `message`.
     ///
     /// # Errors
@@ -151,6 +171,18 @@ pub trait Identify: Send + Sync + fmt::Debug {
     {
         And { first: self, second: other }
     }
+
+    /// A window by this identity, which is [`position`] or [`sequence`](sequence()), and a record by `other`: messages are the same if either
+    /// says so.
+    ///
+    /// `position().and_then(header("id"))` stops redelivery by one row for each partition, and what is produced again by one row for each message.
+    /// Where no windows are kept (levels L0 and L1), it is the identity `other`.
+    fn and_then<B: Identify>(self, other: B) -> AndThen<Self, B>
+    where
+        Self: Sized,
+    {
+        AndThen { window: self, record: other }
+    }
 }
 
 macro_rules! forward {
@@ -162,6 +194,14 @@ macro_rules! forward {
 
             fn validate(&self) -> Result<(), IdentityConfigError> {
                 (**self).validate()
+            }
+
+            fn window(&self) -> Option<WindowBy> {
+                (**self).window()
+            }
+
+            fn records(&self) -> bool {
+                (**self).records()
             }
         }
     )*};

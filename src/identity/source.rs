@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::encode::{Encoder, IntoIdentity, Piece, tag};
 use super::error::{Field, IdentityConfigError, IdentityError};
+use super::sequence::WindowBy;
 use super::{Identify, MAX_NAME_BYTES};
 use crate::message::MessageView;
 
@@ -137,6 +138,10 @@ impl Identify for Position {
             Piece::Fixed(&offset.to_be_bytes()),
         ];
         into.component(tag::POSITION, &pieces, || Field::Position)
+    }
+
+    fn window(&self) -> Option<WindowBy> {
+        Some(WindowBy::Position)
     }
 }
 

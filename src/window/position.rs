@@ -308,6 +308,16 @@ impl Window {
         self.open.clear();
     }
 
+    /// Reading goes on from `at`, above the mark: what lies between counts as finished, what is known above stays, and nothing counts as
+    /// delivered. At or below the mark it is [`Window::restart`].
+    pub fn raise(&mut self, at: i64) {
+        self.next = self.next.max(at);
+        self.seen = self.next;
+        self.open.clear();
+        self.done.cut_below(self.next);
+        self.absorb();
+    }
+
     /// Forgets everything: all below `next` is finished, and nothing above it.
     pub fn reset(&mut self, next: i64) {
         *self = Self::at(next);

@@ -12,6 +12,7 @@ pub(crate) enum Component {
     JsonInteger { pointer: String, integer: i128 },
     Position { topic: String, partition: i32, offset: i64 },
     Digest { algorithm: u8, part: DigestOf, digest: Vec<u8> },
+    Sequence { source: Vec<u8>, number: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +111,7 @@ fn component(reader: &mut Reader<'_>) -> Option<Component> {
             };
             Component::Digest { algorithm, part, digest: reader.take(size)?.to_vec() }
         }
+        0x0a => Component::Sequence { source: reader.prefixed()?, number: u64::from_be_bytes(reader.fixed()?) },
         _ => return None,
     })
 }

@@ -2,6 +2,7 @@
 
 use hapax::identity::{
     Blake3, DigestKind, Identify, Identity, InsecureMd5, Part, Scope, Sha256, by, digest, header, position, record_key,
+    sequence,
 };
 use hapax::message::Parts;
 use proptest::collection::vec;
@@ -50,6 +51,11 @@ fn component() -> impl Strategy<Value = (Component, Identity)> {
         (nasty(30), 0..=i32::MAX, 0..=i64::MAX).prop_map(|(topic, partition, offset)| {
             let identity = position().identity(&Parts::new(topic.clone()).at(partition, offset)).unwrap();
             (Component::Position { topic, partition, offset }, identity)
+        }),
+        (nasty_bytes(), any::<u64>()).prop_map(|(source, number)| {
+            let message =
+                Parts::new("t").header("hapax-source", source.clone()).header("hapax-sequence", number.to_string());
+            (Component::Sequence { source, number }, sequence().identity(&message).unwrap())
         }),
         (prop::sample::select(vec![Sha256, Blake3, InsecureMd5]), 0..3_u8, name(), nasty_bytes())
             .prop_map(digest_component),

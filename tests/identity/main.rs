@@ -10,6 +10,7 @@ mod injective;
 #[cfg(feature = "json")]
 mod json;
 mod message;
+mod sequence;
 
 use hapax::identity::{Fingerprint, FingerprintBy, Identify, IdentityError, Key, Scope};
 use hapax::message::{MessageView, Parts};

@@ -169,6 +169,11 @@ def one(step, message):
     if kind == "position":
         partition, offset = message["at"]
         return b"\x08" + prefixed(message["topic"]) + struct.pack(">iq", partition, offset)
+    if kind == "sequence":
+        names = rest or (b"hapax-source", b"hapax-sequence")
+        source, number = (there(last_header(message, name)) for name in names)
+        number = int(number) if number.isdigit() else struct.unpack(">Q", number)[0]
+        return b"\x0a" + prefixed(source) + struct.pack(">Q", number)
     if kind == "digest":
         number, algorithm = ALGORITHMS[rest[0]]
         out = b""
@@ -188,8 +193,11 @@ def identity(steps, message):
     """Runs the steps as a stack machine; an absent identity stands on the stack as None."""
     stack = []
     for step in steps:
-        if step[0] in ("and", "or"):
+        if step[0] in ("and", "and_then", "or"):
             second, first = stack.pop(), stack.pop()
+            if step[0] == "and_then":
+                stack.append(second)
+                continue
             if step[0] == "and":
                 stack.append(first + second if first is not None and second is not None else None)
             else:
@@ -296,6 +304,17 @@ def vectors():
     yield "position, across topics", {**SCOPE, "across": True}, order(), [("position",)], None
     yield "position, the last", SCOPE, order(at=(2**31 - 1, 2**63 - 1)), [("position",)], None
     yield "position, the first", SCOPE, order(at=(0, 0)), [("position",)], None
+    stamped = lambda number, source=b"orders-outbox": order(headers=[(b"hapax-source", source), (b"hapax-sequence", number)])
+    yield "sequence", SCOPE, stamped(b"4711"), [("sequence",)], None
+    yield "sequence, as 8 bytes", SCOPE, stamped(struct.pack(">Q", 4711)), [("sequence",)], None
+    yield "sequence, the first", SCOPE, stamped(b"0"), [("sequence",)], None
+    yield "sequence, the last", SCOPE, stamped(b"18446744073709551615"), [("sequence",)], None
+    yield "sequence, 8 digits", SCOPE, stamped(b"12345678"), [("sequence",)], None
+    yield "sequence, another source", SCOPE, stamped(b"4711", b"\x00orders"), [("sequence",)], None
+    yield ("sequence, other headers", SCOPE, order(headers=[(b"outbox", b"orders-outbox"), (b"row", b"4712")]),
+           [("sequence", b"outbox", b"row")], None)
+    yield "sequence, across topics", {**SCOPE, "across": True}, stamped(b"4711"), [("sequence",)], None
+    yield "and_then", SCOPE, order(headers=[(b"event", b"a1")]), [("position",), ("header", b"event"), ("and_then",)], None
     for kind in ("sha256", "blake3", "md5"):
         yield "digest, " + kind, SCOPE, order(), [("digest", kind, "payload")], None
         yield "digest of parts, " + kind, SCOPE, order(headers=[(b"type", b"paid")]), [("digest", kind, "payload", "key", "header:type")], None

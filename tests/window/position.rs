@@ -330,6 +330,24 @@ fn a_mark_raised_by_hand_wins() {
 }
 
 #[test]
+fn raising_keeps_what_is_finished_above() {
+    let mut window = Window::at(0);
+    (0..20).for_each(|offset| {
+        window.deliver(offset);
+    });
+    window.fail(3, 2);
+    window.fail(12, 1);
+    [1, 9, 10, 15].into_iter().for_each(|offset| {
+        window.finish(offset);
+    });
+    window.raise(10);
+    assert_eq!((window.next(), window.unfinished(), window.attempts(3), window.attempts(12)), (11, 0, 0, 1));
+    assert!(window.is_finished(15) && !window.is_finished(11));
+    window.raise(2);
+    assert_eq!(window.next(), 11);
+}
+
+#[test]
 fn what_is_no_offset_leaves_no_trace() {
     let mut window = Window::at(-5);
     assert_eq!(window.next(), 0);
