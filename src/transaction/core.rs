@@ -14,8 +14,8 @@ use super::dialect::{Row, Source, Transact};
 use super::link::{Committed, Tx, sorted};
 use super::outcome::{Item, Prepared, Spot};
 use super::sealed::Sealed;
-use super::windows::{Held, Notes, Standing, Verdict, Windows};
-use crate::identity::{Encoder, FingerprintBy, Identify, Identity, IdentityError, Key, OnMissing, Scope};
+use super::windows::{Held, Notes, Standing, Windows};
+use crate::identity::{Encoder, FingerprintBy, Identify, Identity, IdentityError, OnMissing, Scope, WindowBy};
 use crate::message::MessageView;
 use crate::record::{Origin, Sighting};
 use crate::retry::Retry;
@@ -25,23 +25,6 @@ use crate::wrapper::{Counters, OnConflict, Topics, pause};
 
 /// How long a statement waits for a lock when it is known that one is held: to find out whose.
 const BRIEF: Duration = Duration::from_millis(50);
-
-/// Until the identity says so.
-#[derive(Debug)]
-pub(super) enum WindowBy {
-    Position,
-    Sequence(By),
-}
-#[derive(Debug)]
-pub(super) struct By;
-impl By {
-    fn of(&self, _: &dyn MessageView) -> Result<(Identity, u64), IdentityError> {
-        Err(IdentityError::refused("not yet"))
-    }
-    fn span(&self) -> u32 {
-        4096
-    }
-}
 
 /// What is configured.
 #[derive(Debug)]
@@ -89,9 +72,8 @@ impl<DB: Sealed> fmt::Debug for Core<DB> {
 
 impl<DB: Sealed> Core<DB> {
     pub(super) fn new(pool: Pool<DB>, settings: Settings, report: Report, seed: u64) -> Self {
-        let position = format!("{:?}", settings.identify).contains("Position");
-        let window_by = position.then_some(WindowBy::Position);
-        let keeps_records = !position;
+        let window_by = settings.identify.window();
+        let keeps_records = settings.identify.records();
         Self {
             pool,
             settings,
@@ -194,7 +176,7 @@ impl<DB: Sealed> Core<DB> {
             Some(WindowBy::Sequence(by)) => {
                 let (source, number) = by.of(message)?;
                 let source = self.source_of_producer(&source, message.topic())?;
-                Some(Spot::Sequence { source, number, span: by.span() })
+                Some(Spot::Sequence { source, number, span: by.get_span() })
             }
         };
         Ok((record, spot))
@@ -304,17 +286,6 @@ impl<DB: Sealed> Core<DB> {
         }
     }
 
-    /// What a window says of a message now; `None` if no window of a partition speaks of it.
-    pub(super) fn verdict(&self, item: &Item) -> Option<Verdict> {
-        match &item.spot {
-            Some(Spot::Position) => {
-                let held = self.held.get(&item.origin.topic, item.origin.partition);
-                Some(held.map_or(Verdict::Fenced, |held| held.look(item.origin.offset)))
-            }
-            Some(Spot::Sequence { .. }) | None => None,
-        }
-    }
-
     /// Asks until there is an answer, the database refuses, or so much time has passed.
     pub(super) async fn again<T>(
         &self,
@@ -352,12 +323,6 @@ impl<DB: Sealed> Core<DB> {
         let rows = rows.map_err(|error| sorted::<DB::Dialect>(&error))?;
         finish(tx.rollback()).await;
         Ok(rows)
-    }
-
-    /// The key of a record, for what is asked by hand.
-    #[allow(dead_code)]
-    pub(super) fn key(&self, identity: &Identity, topic: &str) -> Key {
-        self.settings.scope.key(identity, topic)
     }
 }
 
