@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::handling::{Drive, Few, Handed, Needs, debug_once, describe};
 use crate::wrapper::drive::{Ended, Fault};
-use crate::wrapper::{Failure, HandlerError, Kept, Once};
+use crate::wrapper::{Described, Failure, HandlerError, Kept, Once};
 
 /// A batch handler and how often it may run: what a consumer runs. Made by [`Once::batch`].
 #[derive(Clone)]
@@ -60,8 +60,8 @@ where
         format!("{}, in batches of up to {}", describe(&self.once), self.most)
     }
 
-    fn once(&self) -> Option<&Once> {
-        Some(&self.once)
+    fn described(&self) -> Option<Described> {
+        Some(self.once.described())
     }
 
     async fn run(this: Arc<Self>, messages: Few<Handed>) -> Few<Ended> {

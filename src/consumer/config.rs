@@ -7,6 +7,7 @@ use rdkafka::ClientConfig;
 use super::dead_letter::DeadLetter;
 use super::finding::OnReset;
 use super::resume::Reset;
+use super::windows::Windowed;
 use crate::engine::Order;
 use crate::retry::Retry;
 
@@ -183,6 +184,7 @@ impl Wishes {
             drain: self.drain.unwrap_or(DRAIN.min(poll_interval / 2)),
             commit_wait: DRAIN.min(poll_interval / 4),
             look: LOOK.min(poll_interval / 4),
+            windows: None,
             reset,
             stall: self.stall()?,
             group,
@@ -241,6 +243,20 @@ impl Wishes {
     }
 }
 
+impl Settings {
+    /// Level L2 says that no effect repeats and none is made up: messages of a transaction that is aborted later must not be handled.
+    pub(super) fn reads_committed(&self) -> Result<(), ConfigError> {
+        match self.client.get("isolation.level").map(str::trim) {
+            Some(level) if level.eq_ignore_ascii_case("read_uncommitted") => Err(refuse(
+                "isolation.level",
+                "is read_uncommitted: messages of transactions that producers abort would have effects, in a database at level L2.",
+                "Remove it, or set it to read_committed, which is librdkafka's default.",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What was asked, checked and complete.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -260,6 +276,8 @@ pub(super) struct Settings {
     pub(super) reset: Reset,
     /// For how long the brokers are asked where partitions go on.
     pub(super) look: Duration,
+    /// Whoever keeps windows, once the handling is known.
+    pub(super) windows: Option<Windowed>,
 }
 
 #[cfg(test)]
@@ -400,6 +418,17 @@ mod tests {
             assert!(wishes(&[("group.protocol", "classic"), (name, "6000")]).check().is_ok());
         }
         assert!(wishes(&[("group.protocol", "consumer")]).check().is_ok());
+    }
+
+    #[test]
+    fn level_l2_does_not_read_what_may_be_aborted() {
+        for level in ["read_uncommitted", " READ_UNCOMMITTED "] {
+            let settings = wishes(&[("isolation.level", level)]).check().expect("fine below L2");
+            assert_eq!(settings.reads_committed().expect_err("must be refused").setting, "isolation.level");
+        }
+        assert!(wishes(&[]).check().expect("complete").reads_committed().is_ok());
+        let set = wishes(&[("isolation.level", "read_committed")]).check().expect("complete");
+        assert!(set.reads_committed().is_ok());
     }
 
     #[test]

@@ -32,6 +32,7 @@ use super::places::{List, Places, Positions, list};
 use super::summary::Summary;
 use crate::engine::Position;
 use crate::frontier::Epoch;
+use crate::store::StoreError;
 
 /// rdkafka's consumer with our callbacks.
 pub(super) type Client = BaseConsumer<Context>;
@@ -43,6 +44,7 @@ pub(super) enum End {
     Gone,
     DeadLetter(LetterError),
     Discontinuity(Discontinuity),
+    Windows(StoreError),
     Kafka { reason: String, source: KafkaError },
 }
 
@@ -115,7 +117,8 @@ impl Context {
             scratch: Vec::new(),
         });
         let policy = settings.options.on_reset.unwrap_or(OnReset::Refuse);
-        let continuity = Continuity::new(&settings.client, settings.reset, policy, settings.look);
+        let windows = settings.windows.clone();
+        let continuity = Continuity::new(&settings.client, settings.reset, policy, settings.look, windows);
         let (started, events) = (Instant::now(), AtomicU64::new(0));
         Self { settings, bell, inputs, probe, started, state, continuity, events, committer: OnceLock::new() }
     }

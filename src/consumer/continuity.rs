@@ -5,7 +5,7 @@
 //! decided then.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
@@ -15,14 +15,18 @@ use tracing::{debug, error, info, warn};
 use super::finding::{Finding, Found, OnReset};
 use super::look::{Looker, Place, Wanted, committed, pin, reader_config, restart};
 use super::resume::{Look, Reset, Resume, Seen, by_reset, decide, out_of_range};
+use super::windows::{Standing, Windowed};
 use super::witness::{Mark, Samples, Witness, cluster_tag};
 use crate::frontier::Epoch;
 use crate::message::MessageView;
+use crate::store::StoreError;
 
 /// Findings kept for the summary.
 const KEPT: usize = 1_000;
 /// How soon another try is made to look where librdkafka stopped.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How soon a fence is raised anew that another process raised, if the partition is still ours then.
+const FENCED: Duration = Duration::from_secs(2);
 
 /// A partition that may not be gone on with.
 #[derive(Clone, Debug)]
@@ -30,6 +34,15 @@ pub(super) struct Discontinuity {
     pub(super) topic: String,
     pub(super) partition: i32,
     pub(super) finding: Finding,
+}
+
+/// Why partitions are not taken in.
+#[derive(Clone, Debug)]
+pub(super) enum Refusal {
+    /// One may not be gone on with.
+    Discontinuity(Discontinuity),
+    /// Their windows could not be had.
+    Windows(StoreError),
 }
 
 /// Where a partition begins.
@@ -41,6 +54,8 @@ pub(super) struct Begin {
     pub(super) at: Option<i64>,
     /// The message before, if it is still the one that was handled.
     witness: Option<Witness>,
+    /// Where its window stands, if it has one that ever moved.
+    window: Option<i64>,
 }
 
 /// A partition that is ours, as far as messages were taken from it.
@@ -49,7 +64,11 @@ struct Track {
     place: Place,
     /// The offset to come next; `None` if it has never been known.
     next: Option<i64>,
+    /// Where it began.
+    began: Option<i64>,
     samples: Samples,
+    /// The same for its window, which moves before anything is committed.
+    noted: Samples,
 }
 
 /// A partition that begins anew, elsewhere.
@@ -72,6 +91,8 @@ struct State {
     mute: bool,
     /// When to look again where librdkafka stopped.
     again: Option<Instant>,
+    /// Partitions whose fence was raised by another process, and when to raise it anew.
+    fenced: HashMap<Place, Instant>,
 }
 
 /// What a consumer knows of where its partitions go on.
@@ -82,39 +103,62 @@ pub(super) struct Continuity {
     policy: OnReset,
     /// How long looking may take, of one rebalance.
     budget: Duration,
-    state: Mutex<State>,
+    /// Whoever keeps windows, if anybody does.
+    windows: Option<Windowed>,
+    state: Arc<Mutex<State>>,
 }
 
 impl Continuity {
-    pub(super) fn new(client: &ClientConfig, reset: Reset, policy: OnReset, budget: Duration) -> Self {
-        Self { reader: reader_config(client), reset, policy, budget, state: Mutex::default() }
+    pub(super) fn new(
+        client: &ClientConfig,
+        reset: Reset,
+        policy: OnReset,
+        budget: Duration,
+        windows: Option<Windowed>,
+    ) -> Self {
+        let state: Arc<Mutex<State>> = Arc::default();
+        if let Some(Windowed { windows, .. }) = &windows {
+            let state = Arc::downgrade(&state);
+            windows.watch(Arc::new(move |topic, partition| {
+                if let Some(state) = state.upgrade() {
+                    lock(&state).fenced.entry((topic.to_owned(), partition)).or_insert_with(|| Instant::now() + FENCED);
+                }
+            }));
+        }
+        Self { reader: reader_config(client), reset, policy, budget, windows, state }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Decides where each partition of an assignment begins, and writes it into the list, which is assigned next. Takes at
-    /// most the budget, on the thread that polls.
+    /// most the budget, on the thread that polls; more only where windows are kept in a database that is away.
     pub(super) fn before_assign<C: ConsumerContext>(
         &self,
         client: &BaseConsumer<C>,
         list: &TopicPartitionList,
-    ) -> Result<Vec<Begin>, Discontinuity> {
+    ) -> Result<Vec<Begin>, Refusal> {
         let places: Vec<Place> =
             list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
         if places.is_empty() {
             return Ok(Vec::new());
         }
+        let standings = match &self.windows {
+            Some(windows) => windows.raise(&places).map_err(Refusal::Windows)?,
+            None => Vec::new(),
+        };
+        let standings: Vec<Standing> =
+            standings.into_iter().chain(std::iter::repeat_with(Standing::default)).take(places.len()).collect();
         let began = Instant::now();
-        let seen = self.look(client, &places, began + self.budget);
+        let seen = self.look(client, &places, Some(&standings), began + self.budget);
         debug!(partitions = places.len(), took = ?began.elapsed(), "looked where partitions go on");
         let mut refused = None;
         let mut pins = TopicPartitionList::new();
         let mut begins = Vec::with_capacity(places.len());
-        for (place, seen) in places.iter().zip(seen) {
+        for ((place, seen), standing) in places.iter().zip(seen).zip(&standings) {
             let begin = match self.judge(place, seen, &mut pins) {
-                Ok(begin) => begin,
+                Ok(begin) => Begin { at: begin.at.or(standing.next), window: standing.next, ..begin },
                 Err(discontinuity) => {
                     refused.get_or_insert(discontinuity);
                     Begin::default()
@@ -128,7 +172,7 @@ impl Continuity {
             begins.push(begin);
         }
         match refused {
-            Some(discontinuity) => Err(discontinuity),
+            Some(discontinuity) => Err(Refusal::Discontinuity(discontinuity)),
             None => {
                 pin(client, &pins);
                 Ok(begins)
@@ -144,7 +188,7 @@ impl Continuity {
         &self,
         client: &BaseConsumer<C>,
         finish: impl FnOnce(),
-    ) -> Result<Vec<Moved>, Discontinuity> {
+    ) -> Result<Vec<Moved>, Refusal> {
         let (places, nexts): (Vec<Place>, Vec<Option<i64>>) = {
             let mut state = self.lock();
             state.again = None;
@@ -154,7 +198,7 @@ impl Continuity {
             return Ok(Vec::new());
         }
         let until = Instant::now() + self.budget;
-        let seen = self.look(client, &places, until);
+        let seen = self.look(client, &places, None, until);
         let mut moves = TopicPartitionList::new();
         let mut others = TopicPartitionList::new();
         let mut pins = TopicPartitionList::new();
@@ -192,7 +236,7 @@ impl Continuity {
             finish();
         }
         if let Some(discontinuity) = refused {
-            return Err(discontinuity);
+            return Err(Refusal::Discontinuity(discontinuity));
         }
         if moved.is_empty() && self.lock().again.is_none() {
             // What was out of range is within it again: fetching has to be begun again all the same.
@@ -203,6 +247,17 @@ impl Continuity {
             return Ok(Vec::new());
         }
         pin(client, &pins);
+        if let Some(windows) = &self.windows {
+            // What still runs is not to be taken for messages of another topic.
+            let falling: Vec<Place> = moved
+                .iter()
+                .filter(|own| falls(own))
+                .map(|(_, moved)| (moved.topic.clone(), moved.partition))
+                .collect();
+            if !falling.is_empty() {
+                windows.raise(&falling).map_err(Refusal::Windows)?;
+            }
+        }
         let (falling, rising): (Vec<_>, Vec<_>) = moved.into_iter().partition(falls);
         let mut state = self.lock();
         for (_, Moved { topic, partition, begin }) in rising {
@@ -211,6 +266,60 @@ impl Continuity {
             state.tracks.values_mut().filter(|track| track.place == place).for_each(|track| track.next = begin.at);
         }
         Ok(falling.into_iter().map(|(_, moved)| moved).collect())
+    }
+
+    /// Another process raised the fence of partitions that are still ours after a while: one that had them before and was told late, or
+    /// one that uses the same scope without being a member of the group. Raises it anew, and reads again from where the window stands.
+    /// Answers with the partitions that begin anew. What was polled must have been taken in before.
+    pub(super) fn after_fence<C: ConsumerContext>(&self, client: &BaseConsumer<C>) -> Result<Vec<Moved>, Refusal> {
+        let Some(windows) = &self.windows else { return Ok(Vec::new()) };
+        let mut moves = TopicPartitionList::new();
+        let mut others = TopicPartitionList::new();
+        let mut ours: Vec<(Place, Option<i64>)> = Vec::new();
+        {
+            let mut state = self.lock();
+            let now = Instant::now();
+            let state = &mut *state;
+            if state.fenced.values().all(|due| *due > now) {
+                return Ok(Vec::new());
+            }
+            for track in state.tracks.values() {
+                match state.fenced.get(&track.place).is_some_and(|due| *due <= now) {
+                    true => ours.push((track.place.clone(), track.began)),
+                    false => {
+                        let next = track.next.map_or(Offset::Invalid, Offset::Offset);
+                        let _ = others.add_partition_offset(&track.place.0, track.place.1, next);
+                    }
+                }
+            }
+            state.fenced.retain(|_, due| *due > now);
+        }
+        if ours.is_empty() {
+            return Ok(Vec::new());
+        }
+        let places: Vec<Place> = ours.iter().map(|(place, _)| place.clone()).collect();
+        let standings = windows.raise(&places).map_err(Refusal::Windows)?;
+        let mut moved = Vec::with_capacity(ours.len());
+        for (((topic, partition), began), standing) in ours.into_iter().zip(standings) {
+            warn!(
+                topic,
+                partition,
+                next = standing.next,
+                "another process raised the fence of a partition that is ours: it was told late that it is not its own any more, or it uses the same scope \
+                 outside of this group; the partition is read again from its window on"
+            );
+            let at = standing.next.or(began);
+            let _ = moves.add_partition_offset(&topic, partition, at.map_or(Offset::Invalid, Offset::Offset));
+            let committed = self.lock().committed.get(&(topic.clone(), partition)).copied();
+            let begin = Begin { committed, at, witness: None, window: standing.next };
+            moved.push(Moved { topic, partition, begin });
+        }
+        if !restart(client, &moves, &others) {
+            let again = Instant::now() + AGAIN;
+            self.lock().fenced.extend(places.into_iter().map(|place| (place, again)));
+            return Ok(Vec::new());
+        }
+        Ok(moved)
     }
 
     /// Librdkafka stopped somewhere: [`after_reset`](Self::after_reset) is due.
@@ -241,13 +350,17 @@ impl Continuity {
         resume: Resume,
         pins: &mut TopicPartitionList,
     ) -> Result<Begin, Discontinuity> {
+        let difference = seen.difference();
+        if let Some(difference) = difference {
+            self.tell(place, difference, false);
+        }
         if let Some(finding) = resume.finding {
             self.tell(place, finding, resume.at.is_none());
             if resume.at.is_none() {
                 return Err(Discontinuity { topic: place.0.clone(), partition: place.1, finding });
             }
         }
-        if resume.pin
+        if (resume.pin || difference.is_some())
             && let Some(at) = resume.at
         {
             let _ = pins.add_partition_offset(&place.0, place.1, Offset::Offset(at));
@@ -261,7 +374,7 @@ impl Continuity {
             _ => {}
         }
         let witness = seen.mark.and_then(|mark| mark.witness).filter(|_| resume.continues && seen.look == Look::Same);
-        Ok(Begin { committed: resume.at.filter(|_| resume.continues), at: resume.at, witness })
+        Ok(Begin { committed: resume.at.filter(|_| resume.continues), at: resume.at, witness, window: None })
     }
 
     /// Once for each finding.
@@ -282,7 +395,7 @@ impl Continuity {
             error!(topic, partition, "{finding}; the consumer ends. {}", finding.cure());
         } else if finding.breaks() && self.policy != OnReset::Accept {
             warn!(topic, partition, "{finding}; goes on, as the policy for resets says");
-        } else if matches!(finding, Finding::NotLookedAt | Finding::Unproven { .. }) {
+        } else if finding.is_odd() {
             warn!(topic, partition, "{finding}");
         } else {
             info!(topic, partition, "{finding}");
@@ -297,24 +410,48 @@ impl Continuity {
     /// An assignment begins.
     pub(super) fn begin(&self, epoch: Epoch, topic: &str, partition: i32, begin: &Begin) {
         let place = (topic.to_owned(), partition);
-        let mut state = self.lock();
-        state.tracks.retain(|_, track| track.place != place);
-        state.tracks.insert(epoch, Track { place, next: begin.at, samples: Samples::after(begin.witness) });
+        {
+            let mut state = self.lock();
+            state.tracks.retain(|_, track| track.place != place);
+            let (samples, noted) = (Samples::after(begin.witness), Samples::after(begin.witness));
+            let track = Track { place: place.clone(), next: begin.at, began: begin.at, samples, noted };
+            state.tracks.insert(epoch, track);
+        }
+        let Some(Windowed { windows, .. }) = &self.windows else { return };
+        let state = Arc::downgrade(&self.state);
+        let note = move |next| {
+            let state = state.upgrade()?;
+            let mut state = lock(&state);
+            let cluster = state.cluster;
+            let witness = state.tracks.get_mut(&epoch)?.noted.below(next);
+            Some(Mark { committed: next, cluster, witness }.to_string())
+        };
+        windows.begin(&place, epoch, begin.at.filter(|at| begin.window != Some(*at)), Arc::new(note));
     }
 
     /// An assignment is over.
     pub(super) fn over(&self, epoch: Epoch) {
-        self.lock().tracks.remove(&epoch);
+        let track = self.lock().tracks.remove(&epoch);
+        if let (Some(track), Some(Windowed { windows, .. })) = (track, &self.windows) {
+            windows.over(&track.place);
+        }
     }
 
     /// Messages were taken in; this is the last one of a run of them.
     pub(super) fn took(&self, epoch: Epoch, message: &impl MessageView) {
         let mut state = self.lock();
-        let mute = state.mute;
+        let (mute, noted) = (state.mute, self.windows.is_some());
         let Some(track) = state.tracks.get_mut(&epoch) else { return };
         track.next = Some(message.offset().saturating_add(1));
+        if mute && !noted {
+            return;
+        }
+        let witness = Witness::of(message);
         if !mute {
-            track.samples.take(Witness::of(message));
+            track.samples.take(witness);
+        }
+        if noted {
+            track.noted.take(witness);
         }
     }
 
@@ -353,11 +490,12 @@ impl Continuity {
         }
     }
 
-    /// What is there; `None` for partitions of which the broker did not tell.
+    /// What is there; `None` for partitions of which the broker did not tell. Where a window has ever moved, it says where to go on.
     fn look<C: ConsumerContext>(
         &self,
         client: &BaseConsumer<C>,
         places: &[Place],
+        standings: Option<&[Standing]>,
         until: Instant,
     ) -> Vec<Option<Seen>> {
         let looker = match Looker::start(self.reader.clone(), places.to_vec(), until) {
@@ -386,9 +524,14 @@ impl Continuity {
             .map(|(place, known)| {
                 let (committed, mark) = *committed.get(place)?;
                 let (low, high) = *bounds.get(place)?;
-                Some(Seen { committed, mark, low, high, look: Look::Unread, cluster, known })
+                Some(Seen { committed, mark, low, high, look: Look::Unread, cluster, known, instead_of: None })
             })
             .collect();
+        for (seen, standing) in seen.iter_mut().zip(standings.unwrap_or_default()) {
+            if let (Some(seen), Some(next)) = (seen, standing.next) {
+                seen.follow(next, standing.note.as_deref().and_then(Mark::parse));
+            }
+        }
         look_at_witnesses(looker, places, &mut seen, until);
         seen
     }
@@ -401,6 +544,10 @@ impl Continuity {
         self.lock().cluster = cluster;
         cluster
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn look_at_witnesses(looker: Looker, places: &[Place], seen: &mut [Option<Seen>], until: Instant) {

@@ -14,6 +14,8 @@ use tracing::{debug, info, warn};
 
 use super::config::ConfigError;
 use super::letter::{LetterError, LetterSender, Log, Terms, Wire};
+use crate::wrapper::Described;
+#[cfg(doc)]
 use crate::wrapper::Once;
 
 const MAX_HOPS: u32 = 8;
@@ -166,9 +168,9 @@ impl DeadLetter {
     }
 
     /// For the handler of this wrapper, if there is one.
-    pub(super) fn of(self, once: Option<&Once>) -> Self {
-        match once.map(Once::scope) {
-            Some(scope) if self.scope.is_none() => self.scope(scope.group(), scope.handler()),
+    pub(super) fn of(self, once: Option<&Described>) -> Self {
+        match once {
+            Some(once) if self.scope.is_none() => self.scope(once.group.clone(), once.handler.clone()),
             _ => self,
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::handling::{Drive, Few, Handed, Needs, debug_once, describe};
 use super::message::Message;
 use crate::wrapper::drive::Ended;
-use crate::wrapper::{Claim, HandlerError, Kept, Once};
+use crate::wrapper::{Claim, Described, HandlerError, Kept, Once};
 
 /// A handler of single messages and how often it may run: what a consumer runs. Made by [`Once::each`].
 #[derive(Clone)]
@@ -54,15 +54,18 @@ where
         describe(&self.once)
     }
 
-    fn once(&self) -> Option<&Once> {
-        Some(&self.once)
+    fn described(&self) -> Option<Described> {
+        Some(self.once.described())
     }
 
-    async fn run(this: Arc<Self>, messages: Few<Handed>) -> Few<Ended> {
-        let Some(Handed { message, claim }) = messages.into_iter().next() else { return Few::Many(Vec::new()) };
-        // Called in here, so that a panic of the call is caught like one of the future.
-        let handler = async { (this.handler)(message, claim.clone()).await };
-        let result = this.once.guarded(&claim, handler).await;
-        Few::One(this.once.ended(result))
+    fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {
+        let handed = messages.first();
+        async move {
+            let Some(Handed { message, claim, .. }) = handed else { return Few::Many(Vec::new()) };
+            // Called in here, so that a panic of the call is caught like one of the future.
+            let handler = async { (this.handler)(message, claim.clone()).await };
+            let result = this.once.guarded(&claim, handler).await;
+            Few::One(this.once.ended(result))
+        }
     }
 }

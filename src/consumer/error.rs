@@ -7,7 +7,7 @@ use super::dead_letter::DeadLetterError;
 use super::finding::Finding;
 use super::handling::Failure;
 use super::summary::Summary;
-use crate::store::Report;
+use crate::store::{Report, StoreError};
 
 /// Why [`Consumer::run`](super::Consumer::run) ended before it was told to.
 ///
@@ -71,6 +71,15 @@ pub enum ConsumerError {
         /// What was compared.
         report: Report,
     },
+    /// The windows of partitions could not be read when those were assigned: without them nothing may be handled. Nothing of those partitions was.
+    /// Retryable, if [the source](StoreError::is_retryable) is.
+    #[error("the windows of the assigned partitions could not be read: {source}")]
+    Windows {
+        /// What the database said.
+        source: StoreError,
+        /// What was done before.
+        summary: Box<Summary>,
+    },
     /// Dead letters cannot be sent: their topic is missing, or unfit, or read by the consumer itself. Not retryable without a change.
     #[error(transparent)]
     DeadLetter(#[from] DeadLetterError),
@@ -108,6 +117,7 @@ impl ConsumerError {
             Self::Kafka { summary, .. }
             | Self::Message { summary, .. }
             | Self::Gone { summary }
+            | Self::Windows { summary, .. }
             | Self::Discontinuity { summary, .. } => Some(summary),
             Self::Config(_)
             | Self::NoRuntime
@@ -124,6 +134,7 @@ impl ConsumerError {
             Self::Kafka { summary, .. }
             | Self::Message { summary, .. }
             | Self::Gone { summary }
+            | Self::Windows { summary, .. }
             | Self::Discontinuity { summary, .. } => Some(summary),
             _ => None,
         }

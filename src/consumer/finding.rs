@@ -101,6 +101,14 @@ pub enum Finding {
     },
     /// The broker did not tell in time what is there.
     NotLookedAt,
+    /// The window of the partition, which is written together with the effects, stands elsewhere than the group's offset: the window wins. A
+    /// few messages behind after a crash; anything else is an offset that was lost, or set by hand.
+    Window {
+        /// Where the window stands, and where the partition goes on.
+        next: i64,
+        /// What the group has committed.
+        committed: Option<i64>,
+    },
 }
 
 impl Finding {
@@ -119,7 +127,18 @@ impl Finding {
             | Self::Rewound { .. }
             | Self::SetByOther { .. }
             | Self::Unproven { .. }
+            | Self::Window { .. }
             | Self::NotLookedAt => false,
+        }
+    }
+
+    /// Whether somebody should hear of it although nothing breaks.
+    pub(super) const fn is_odd(&self) -> bool {
+        match self {
+            Self::NotLookedAt | Self::Unproven { .. } => true,
+            // Set forward, which does not happen by itself.
+            Self::Window { next, committed: Some(committed) } => *committed > *next,
+            _ => false,
         }
     }
 
@@ -132,7 +151,8 @@ impl Finding {
             }
             Self::NoOffset { .. } => "Commit an offset with a tool, or set auto.offset.reset.",
             Self::Deleted { .. } | Self::PastEnd { .. } | Self::OtherMessage { .. } => {
-                "To go on where auto.offset.reset says, run once with OnReset::Accept; to go on elsewhere, commit an offset with a tool."
+                "To go on where auto.offset.reset says, run once with OnReset::Accept; to go on elsewhere, commit an offset with a tool (at level L2 \
+                 the window's row in the database says where: change that)."
             }
             Self::OtherCluster { .. } => {
                 "If the offset is right for this cluster, run once with OnReset::Accept, or commit it again with a tool."
@@ -143,6 +163,9 @@ impl Finding {
             | Self::SetByOther { .. }
             | Self::Unproven { .. }
             | Self::NotLookedAt => "Nothing has to be done.",
+            Self::Window { .. } => {
+                "Nothing has to be done; to begin elsewhere, change the window's row in the database."
+            }
         }
     }
 }
@@ -200,6 +223,14 @@ impl fmt::Display for Finding {
                 "goes on at offset {next}; the message at {offset}, which would prove that this is the same topic, is not there any more"
             ),
             Self::NotLookedAt => f.write_str("the broker did not tell in time what is there; goes on as committed"),
+            Self::Window { next, committed: Some(committed) } => write!(
+                f,
+                "goes on at offset {next}, where its window stands in the database; the group's committed offset was {committed}"
+            ),
+            Self::Window { next, committed: None } => write!(
+                f,
+                "goes on at offset {next}, where its window stands in the database; the group has no committed offset"
+            ),
         }
     }
 }

@@ -6,10 +6,11 @@ use std::future::Future;
 use std::sync::Arc;
 
 use super::message::Message;
+use super::windows::Windows;
 use crate::engine::{Config, Conflicts};
 use crate::retry::Retry;
-use crate::wrapper::drive::{Ended, Records};
-use crate::wrapper::{Claim, Mode, Once};
+use crate::wrapper::drive::{Ended, Own, Records};
+use crate::wrapper::{Claim, Described, Mode, Once};
 
 pub use crate::engine::Ending;
 
@@ -26,11 +27,16 @@ impl<H: Drive> Handling for H {}
 
 /// A message and its claim: what a batch handler is given of each.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Handed {
     /// The message.
     pub message: Message,
     /// The claim that it is handled under.
     pub claim: Claim,
+    /// What it must stay in order with, among those of the same call; `None` if with nothing.
+    pub(crate) row: Option<u64>,
+    /// What its handling keeps of it, if that remembers it by itself.
+    pub(crate) own: Option<Own>,
 }
 
 /// One, or many: so that one costs no allocation.
@@ -38,6 +44,16 @@ pub struct Handed {
 pub enum Few<T> {
     One(T),
     Many(Vec<T>),
+}
+
+impl<T> Few<T> {
+    /// The first; `None` if there is none.
+    pub(super) fn first(self) -> Option<T> {
+        match self {
+            Self::One(one) => Some(one),
+            Self::Many(many) => many.into_iter().next(),
+        }
+    }
 }
 
 impl<T> IntoIterator for Few<T> {
@@ -96,8 +112,13 @@ pub trait Drive: Send + Sync + 'static {
     /// Mode, level, store and warnings, for the start-up report.
     fn describe(&self) -> String;
 
-    /// The wrapper behind it, if there is one.
-    fn once(&self) -> Option<&Once>;
+    /// What it is set to, if it remembers messages.
+    fn described(&self) -> Option<Described>;
+
+    /// Whoever keeps windows of the partitions, if anybody does.
+    fn windows(&self) -> Option<Arc<dyn Windows>> {
+        None
+    }
 
     /// Runs the handler: of one message, or with [`Needs::batch`] of all of these. Answers for each, in the same order. Panics are caught.
     fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static;

@@ -12,14 +12,14 @@ use std::time::Instant;
 use super::bell::{Bell, Word};
 use super::gate::Gate;
 use super::handling::Failure;
-use super::message::Message;
+use super::message::Row;
 use crate::engine::{Assigned, Position};
 use crate::frontier::Epoch;
 
-/// A message, and the assignment it was polled in.
+/// Messages of one partition, and the assignment they were polled in.
 #[derive(Debug)]
 pub(super) struct Delivered {
-    pub(super) message: Message,
+    pub(super) row: Row,
     pub(super) epoch: Epoch,
 }
 

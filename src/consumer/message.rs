@@ -1,7 +1,7 @@
 //! Messages on their way from the Kafka thread to the handlers: batches that own their bytes in one buffer.
 //!
 //! One heap object for each field of each message, allocated here and freed on another thread, costs more than reading
-//! the message from Kafka did. So keys, payloads and headers of up to 512 messages go into one buffer, which comes
+//! the message from Kafka did. So keys, payloads and headers of up to 1,024 messages go into one buffer, which comes
 //! back to be filled again when the last message of the batch is dropped.
 
 use std::fmt;
@@ -12,7 +12,7 @@ use super::gate::Gate;
 use crate::message::MessageView;
 
 /// Messages that a batch holds at most.
-pub(super) const BATCH_MESSAGES: usize = 512;
+pub(super) const BATCH_MESSAGES: usize = 1024;
 /// Bytes from which on a batch takes no further message.
 const BATCH_BYTES: usize = 1 << 20;
 /// A buffer that grew beyond this is not kept.
@@ -26,7 +26,7 @@ const SMALL_BYTES: usize = 8 << 10;
 
 /// A message delivered by [`Consumer`](super::Consumer): owned, `Send`, and cheap to clone.
 ///
-/// It keeps the bytes of its whole batch (up to 512 messages, about 1 MiB, or one larger message) alive, and those count against
+/// It keeps the bytes of its whole batch (up to 1,024 messages, about 1 MiB, or one larger message) alive, and those count against
 /// [`max_bytes`](super::Consumer::max_bytes). Copy out what you keep for longer than its handler runs.
 ///
 /// `Debug` shows where it came from and how long its parts are, never what they say.
@@ -349,12 +349,60 @@ impl Filling {
         self.content.clear();
     }
 
-    /// Seals the batch and starts the next one. The messages come in the order of [`push`](Self::push).
-    pub(super) fn seal(&mut self) -> impl Iterator<Item = Message> + use<> {
+    /// Seals the batch and starts the next one. The rows, and the messages in them, come in the order of [`push`](Self::push).
+    pub(super) fn seal(&mut self) -> impl Iterator<Item = Row> + use<> {
         let content = std::mem::replace(&mut self.content, self.shelf.take());
-        let count = content.entries.len() as u32;
         let batch = Arc::new(Batch::new(content, Arc::clone(&self.shelf)));
-        (0..count).map(move |at| Message { batch: Arc::clone(&batch), at })
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let entries = batch.content.entries.get(from as usize..)?;
+            let first = entries.first()?;
+            let same = |entry: &&Entry| entry.partition == first.partition && entry.topic == first.topic;
+            let at = from..from + entries.iter().take_while(same).count() as u32;
+            from = at.end;
+            Some(Row { batch: Arc::clone(&batch), at })
+        })
+    }
+}
+
+/// Messages of one partition that came one right after the other: what is asked once for each row is not asked for each message.
+#[derive(Clone)]
+pub(super) struct Row {
+    batch: Arc<Batch>,
+    /// Never empty.
+    at: Range<u32>,
+}
+
+impl Row {
+    /// How many messages.
+    pub(super) fn len(&self) -> u64 {
+        u64::from(self.at.end - self.at.start)
+    }
+
+    /// Their size: keys, payloads, headers.
+    pub(super) fn bytes(&self) -> u64 {
+        let entries = self.batch.content.entries.get(self.at.start as usize..self.at.end as usize);
+        entries.unwrap_or_default().iter().map(|entry| u64::from(entry.bytes)).sum()
+    }
+
+    pub(super) fn first(&self) -> Message {
+        Message { batch: Arc::clone(&self.batch), at: self.at.start }
+    }
+
+    pub(super) fn last(&self) -> Message {
+        Message { batch: Arc::clone(&self.batch), at: self.at.end - 1 }
+    }
+
+    /// The messages, in order.
+    pub(super) fn messages(self) -> impl ExactSizeIterator<Item = Message> {
+        let Self { batch, at } = self;
+        at.map(move |at| Message { batch: Arc::clone(&batch), at })
+    }
+}
+
+impl fmt::Debug for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Row").field("first", &self.first()).field("messages", &self.len()).finish()
     }
 }
 
@@ -380,7 +428,7 @@ mod tests {
         let mut odd = vec![Parts::new("t").at(0, 1), Parts::new("t").at(1, 2).key("").payload("").header("", "")];
         odd.extend((0..300).map(parts));
         odd.iter().for_each(|parts| filling.push(parts));
-        let messages: Vec<Message> = filling.seal().collect();
+        let messages: Vec<Message> = filling.seal().flat_map(Row::messages).collect();
         assert_eq!(messages.len(), odd.len());
         for (message, parts) in messages.iter().zip(&odd) {
             assert_eq!(&Parts::copy_of(message), parts);
@@ -401,7 +449,7 @@ mod tests {
                 filling.push(&parts(round * 1_000 + at));
             }
             assert!(filling.is_full(BATCH_MESSAGES + 1, usize::MAX));
-            kept.extend(filling.seal().nth(17));
+            kept.extend(filling.seal().flat_map(Row::messages).nth(17));
         }
         for (round, message) in (0..).zip(&kept) {
             assert_eq!(Parts::copy_of(message), parts(round * 1_000 + 17));
@@ -428,7 +476,7 @@ mod tests {
         let mut filling = Filling::new(Arc::clone(&gate));
         (0..100).for_each(|at| filling.push(&parts(at)));
         assert_eq!(gate.bytes(), 0, "nothing has left");
-        let messages: Vec<Message> = filling.seal().collect();
+        let messages: Vec<Message> = filling.seal().flat_map(Row::messages).collect();
         let all = gate.bytes();
         let parts_alone: u64 = messages.iter().map(|message| u64::from(message.bytes())).sum();
         assert!(all > parts_alone && parts_alone > 100 * 20, "{all} {parts_alone}");
@@ -452,12 +500,12 @@ mod tests {
         for at in 0..BATCH_MESSAGES as i64 {
             filling.push(&Parts::new("t").at(0, at).payload(vec![1; 1_000]));
         }
-        assert_eq!(filling.seal().count(), BATCH_MESSAGES);
+        assert_eq!(filling.seal().flat_map(Row::messages).count(), BATCH_MESSAGES);
         filling.push(&Parts::new("t").at(0, 0).payload("small"));
-        filling.seal().for_each(drop);
+        filling.seal().flat_map(Row::messages).for_each(drop);
         filling.push(&Parts::new("t").at(0, 1).payload("small"));
         assert!(filling.content.bytes.capacity() > 500_000, "the large buffer is filled again");
-        let message = filling.seal().next().expect("one");
+        let message = filling.seal().flat_map(Row::messages).next().expect("one");
         assert!(message.batch.content.bytes.capacity() <= 2 * SMALL_BYTES);
         assert_eq!(message.payload(), Some(&b"small"[..]));
     }
@@ -467,7 +515,7 @@ mod tests {
         let mut filling = Filling::default();
         assert!(!filling.is_full(1, 1));
         filling.push(&Parts::new("t").at(3, 9).key("secret").payload("secret").header("secret", "secret"));
-        let shown = format!("{:?}", filling.seal().next().expect("one"));
+        let shown = format!("{:?}", filling.seal().flat_map(Row::messages).next().expect("one"));
         assert!(!shown.contains("secret") && shown.contains("payload_bytes: Some(6)"), "{shown}");
     }
 }

@@ -80,6 +80,9 @@ mod run;
 mod signal;
 mod summary;
 mod thread;
+#[cfg(feature = "sql")]
+mod transactional;
+mod windows;
 mod witness;
 
 pub use batch::Batch;
@@ -96,5 +99,7 @@ pub use plain::{Plain, plain};
 pub use redrive::{Redrive, RedriveError, Redriven, Skip, redrive};
 pub use signal::shutdown_signal;
 pub use summary::{PartitionSummary, Summary};
+#[cfg(feature = "sql")]
+pub use transactional::{AllAtOnce, InTransaction, OneByOne};
 
 pub use crate::engine::Order;

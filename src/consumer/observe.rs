@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tracing::{Instrument, Span};
 
 use super::handling::{Few, Handed};
@@ -174,7 +175,7 @@ impl Probe {
                 None => return Sight(None),
             },
         };
-        let Handed { message, claim } = first;
+        let Handed { message, claim, .. } = first;
         let key = claim.idempotency_key();
         let mut process = Process::new(&self.group, message, claim.attempt()).messages(count);
         if self.keyed {
@@ -219,21 +220,29 @@ struct Seen {
 }
 
 impl Sight {
-    /// Awaits the handler inside of its span, and notes how it ends.
-    pub(super) async fn at(self, running: impl Future<Output = Few<Ended>>) -> Few<Ended> {
-        let Some(mut seen) = self.0 else { return running.await };
-        let ended = running.instrument(seen.span.clone()).await;
-        let outcome = match &ended {
+    /// Awaits the handler inside of its span, and notes how it ends. Made of combinators: an `async fn` would keep room for it twice.
+    pub(super) fn at(self, running: impl Future<Output = Few<Ended>>) -> impl Future<Output = Few<Ended>> {
+        let span = self.0.as_ref().map_or_else(Span::none, |seen| seen.span.clone());
+        running.instrument(span).inspect(move |ended| {
+            if let Some(seen) = self.0 {
+                seen.ended(ended);
+            }
+        })
+    }
+}
+
+impl Seen {
+    fn ended(mut self: Box<Self>, ended: &Few<Ended>) {
+        let outcome = match ended {
             Few::One(one) => outcome(one),
             Few::Many(many) => {
                 many.iter().map(outcome).find(|own| *own != Outcome::Succeeded).unwrap_or(Outcome::Succeeded)
             }
         };
-        Process::ended(&seen.span, outcome);
-        if let Some(record) = &mut seen.record {
+        Process::ended(&self.span, outcome);
+        if let Some(record) = &mut self.record {
             record.outcome = outcome;
         }
-        ended
     }
 }
 
@@ -248,7 +257,9 @@ impl Drop for Seen {
 
 fn outcome(ended: &Ended) -> Outcome {
     match ended {
-        Ended::Succeeded(_) | Ended::Finished(_) => Outcome::Succeeded,
+        // What was not handled has not failed either.
+        Ended::Succeeded(_) | Ended::Finished(_) | Ended::Answered(_) | Ended::NotBegun => Outcome::Succeeded,
+        Ended::Unknown(_) => Outcome::Unavailable,
         Ended::Failed(fault) => match (fault.kind, fault.class) {
             ("panic", _) => Outcome::Panicked,
             ("timeout", _) => Outcome::TimedOut,
@@ -471,7 +482,7 @@ mod tests {
 
     use super::*;
     use crate::Claim;
-    use crate::consumer::message::Filling;
+    use crate::consumer::message::{Filling, Row};
     use crate::identity::Key;
     use crate::message::Parts;
 
@@ -496,11 +507,12 @@ mod tests {
         for n in 0..6 {
             filling.push(&Parts::new("t").at(n % 2, i64::from(n)));
         }
-        filling.seal().collect()
+        filling.seal().flat_map(Row::messages).collect()
     }
 
     fn handed(message: &Message, attempt: u32) -> Few<Handed> {
-        Few::One(Handed { message: message.clone(), claim: Claim::bare(Key::from_bytes([7; 16]), attempt) })
+        let claim = Claim::bare(Key::from_bytes([7; 16]), attempt);
+        Few::One(Handed { message: message.clone(), claim, row: None, own: None })
     }
 
     /// A handler call that ends so, at once.

@@ -9,7 +9,7 @@ use super::message::Message;
 use crate::engine::Conflicts;
 use crate::retry::Retry;
 use crate::wrapper::drive::{Ended, Fault, Nobody};
-use crate::wrapper::{HandlerError, Once, caught};
+use crate::wrapper::{Described, HandlerError, caught};
 
 /// A handler without a store: what a consumer runs. Made by [`plain`].
 #[derive(Clone)]
@@ -53,17 +53,21 @@ where
         "at least once, without a store: effects repeat with every redelivery".to_owned()
     }
 
-    fn once(&self) -> Option<&Once> {
+    fn described(&self) -> Option<Described> {
         None
     }
 
-    async fn run(this: Arc<Self>, messages: Few<Handed>) -> Few<Ended> {
-        let Some(Handed { message, .. }) = messages.into_iter().next() else { return Few::Many(Vec::new()) };
-        // Called in here, so that a panic of the call is caught like one of the future.
-        let handler = async { (this.handler)(message).await };
-        Few::One(match caught(handler).await {
-            Ok(()) => Ended::Succeeded(None),
-            Err(failure) => Ended::Failed(Fault::of(&failure)),
-        })
+    fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {
+        // The claim stays behind: the future is moved for each message, and is as large as what it holds.
+        let message = messages.first().map(|handed| handed.message);
+        async move {
+            let Some(message) = message else { return Few::Many(Vec::new()) };
+            // Called in here, so that a panic of the call is caught like one of the future.
+            let handler = async { (this.handler)(message).await };
+            Few::One(match caught(handler).await {
+                Ok(()) => Ended::Succeeded(None),
+                Err(failure) => Ended::Failed(Fault::of(&failure)),
+            })
+        }
     }
 }

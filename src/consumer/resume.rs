@@ -62,9 +62,26 @@ pub(super) struct Seen {
     pub(super) cluster: Option<u32>,
     /// The highest offset that this process has committed here.
     pub(super) known: Option<i64>,
+    /// `committed` and `mark` are of a window's row, and this is what the group has committed.
+    pub(super) instead_of: Option<Option<i64>>,
 }
 
 impl Seen {
+    /// A window's row says where to go on: it wins over the group's offset.
+    pub(super) const fn follow(&mut self, next: i64, note: Option<Mark>) {
+        self.instead_of = Some(self.committed);
+        self.committed = Some(next);
+        self.mark = note;
+        // Offsets that were committed follow the window, and never lead.
+        self.known = None;
+    }
+
+    /// Where a window and the group's offset differ.
+    pub(super) fn difference(&self) -> Option<Finding> {
+        let (next, committed) = (self.committed?, self.instead_of?);
+        (committed != Some(next)).then_some(Finding::Window { next, committed })
+    }
+
     /// The mark, if it was written with this very offset.
     fn own_mark(&self) -> Option<Mark> {
         self.mark.filter(|mark| Some(mark.committed) == self.committed)
@@ -120,6 +137,8 @@ pub(super) fn decide(seen: &Seen, reset: Reset, policy: OnReset) -> Resume {
         Some(Finding::Rewound { from, to: next })
     } else {
         match (mark, looked, seen.look) {
+            // A row may have been written by somebody's own loop, which leaves no mark.
+            (None, ..) if seen.instead_of.is_some() => None,
             (None, ..) => Some(Finding::SetByOther { committed: next }),
             (Some(_), Some(witness), Look::Gone) => Some(Finding::Unproven { next, offset: witness.offset }),
             (Some(_), Some(_), Look::Unread) => Some(Finding::NotLookedAt),
@@ -163,14 +182,14 @@ mod tests {
     const RESETS: [Reset; 3] = [Reset::Earliest, Reset::Latest, Reset::Error];
 
     fn seen(committed: Option<i64>, low: i64, high: i64) -> Seen {
-        Seen { committed, mark: None, low, high, look: Look::Unread, cluster: None, known: None }
+        Seen { committed, mark: None, low, high, look: Look::Unread, cluster: None, known: None, instead_of: None }
     }
 
     /// Committed by hapax, in cluster 1, with the message before as its witness.
     fn own(committed: i64, low: i64, high: i64, look: Look) -> Seen {
         let witness = Some(Witness { offset: committed - 1, timestamp_ms: None, fingerprint: 1 });
         let mark = Some(Mark { committed, cluster: Some(1), witness });
-        Seen { committed: Some(committed), mark, low, high, look, cluster: Some(1), known: None }
+        Seen { committed: Some(committed), mark, low, high, look, cluster: Some(1), known: None, instead_of: None }
     }
 
     fn finding(seen: &Seen, reset: Reset) -> Option<Finding> {
@@ -301,7 +320,7 @@ mod tests {
                     let witness = witness.then_some(Witness { offset, timestamp_ms: None, fingerprint: 0 });
                     Mark { committed: at, cluster, witness }
                 });
-                Seen { committed, mark, low, high: low + length, look, cluster, known }
+                Seen { committed, mark, low, high: low + length, look, cluster, known, instead_of: None }
             })
     }
 

@@ -30,9 +30,10 @@ use super::report::Report;
 use super::retention;
 use super::summary::{Summary, Tally};
 use super::thread::{Came, KafkaThread, Stop, leave};
+use super::windows::Windowed;
 use crate::engine::{Config, OnDead};
 use crate::level::Level;
-use crate::wrapper::{Described, Mode, Once};
+use crate::wrapper::{Described, Mode};
 
 /// How often librdkafka tells its statistics, in milliseconds.
 const STATISTICS: &str = "statistics.interval.ms";
@@ -69,12 +70,16 @@ impl Consumer {
         let Self { wishes, mut probe } = self;
         let mut settings = wishes.check()?;
         let runtime = Handle::try_current().map_err(|_| ConsumerError::NoRuntime)?;
-        remembers(&mut settings, handling.once()).await?;
+        let once = handling.described();
+        if once.as_ref().and_then(|once| once.level) == Some(Level::L2) {
+            settings.reads_committed()?;
+        }
+        settings.windows = handling.windows().map(|windows| Windowed { windows, runtime: runtime.clone() });
+        remembers(&mut settings, once.as_ref()).await?;
         let letters = match settings.dead_letter.clone() {
-            Some(dead_letter) => Some(dead_letter.of(handling.once()).connect(&settings.client).await?),
+            Some(dead_letter) => Some(dead_letter.of(once.as_ref()).connect(&settings.client).await?),
             None => None,
         };
-        let once = handling.once().map(Once::described);
         report(&settings, &handling.needs(), once.as_ref());
         if probe.is_watched() && settings.client.get(STATISTICS).is_none() {
             // Where partitions end: librdkafka tells it with its statistics.
@@ -123,14 +128,14 @@ impl Consumer {
 }
 
 /// Sets the policy for resets where the user did not, and compares what the store remembers with what the topics keep.
-async fn remembers(settings: &mut Settings, once: Option<&Once>) -> Result<(), ConsumerError> {
-    let strict = once.and_then(Once::level).is_some_and(|level| level >= Level::L1);
+async fn remembers(settings: &mut Settings, once: Option<&Described>) -> Result<(), ConsumerError> {
+    let strict = once.and_then(|once| once.level).is_some_and(|level| level >= Level::L1);
     let policy = if strict { OnReset::Refuse } else { OnReset::Warn };
     let policy = *settings.options.on_reset.get_or_insert(policy);
-    let Some(once) = once.filter(|once| once.mode() != Mode::AtLeastOnce) else { return Ok(()) };
+    let Some(once) = once.filter(|once| once.mode != Mode::AtLeastOnce) else { return Ok(()) };
     let strict = policy == OnReset::Refuse;
     let (client, topics, reset) = (settings.client.clone(), settings.topics.clone(), settings.reset);
-    let kept = once.store().retention();
+    let kept = once.retention;
     let check = async move {
         let report = retention::check(&client, &topics, kept, reset, strict).await;
         report.warnings().for_each(|finding| warn!("{finding}"));
@@ -214,6 +219,7 @@ fn consume(
         Some(End::Discontinuity(Discontinuity { topic, partition, finding })) => {
             Err(ConsumerError::Discontinuity { topic, partition, finding, summary: summary_box() })
         }
+        Some(End::Windows(source)) => Err(ConsumerError::Windows { source, summary: summary_box() }),
         Some(End::DeadLetter(error)) => Err(DeadLetterError::Topic(error).into()),
         Some(End::Gone) => Err(ConsumerError::Gone { summary: summary_box() }),
         Some(End::Kafka { reason, source }) => Err(ConsumerError::Kafka { reason, source, summary: summary_box() }),
@@ -251,6 +257,7 @@ impl Settings {
             order: options.order,
             step_aside: options.step_aside,
             concurrency: options.concurrency,
+            messages: options.max_messages,
             partition_messages: options.partition_messages,
             commit_every: options.commit_every,
             commit_after: options.commit_after,

@@ -10,8 +10,8 @@ use crate::store::Retention;
 
 /// What an [`Once`] is set to.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(feature = "kafka"), allow(dead_code))]
-pub(crate) struct Described {
+#[cfg_attr(not(feature = "kafka"), allow(dead_code, unreachable_pub))]
+pub struct Described {
     pub(crate) group: String,
     pub(crate) handler: String,
     pub(crate) mode: Mode,

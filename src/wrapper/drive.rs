@@ -7,11 +7,13 @@
 //! A call to the store is made of a beginning, a future that owns all it needs, and an end; the messages stay where the consumer keeps
 //! them, so that whatever happens to the future, nothing about them is forgotten.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +23,7 @@ use super::Claim;
 use super::class::{ErrorClass, Failure, HandlerError};
 use super::done::{HandleError, Stage};
 use crate::engine::{self, Answer, Cause, Ending, Settled, Ticket};
+use crate::frontier::Epoch;
 use crate::identity::Key;
 use crate::message::MessageView;
 use crate::record::{ClaimOutcome, SettleOutcome};
@@ -45,6 +48,15 @@ pub enum Ended {
     /// Whatever handled it remembered it by itself.
     #[allow(dead_code)]
     Finished(Ending),
+    /// It was not handled, since whatever remembers it by itself says this.
+    #[allow(dead_code)]
+    Answered(Answer),
+    /// Its turn did not come: one before it in its row failed in the same call.
+    #[allow(dead_code)]
+    NotBegun,
+    /// Whatever remembers it could not be asked; nothing was done.
+    #[allow(dead_code)]
+    Unknown(StoreError),
 }
 
 /// Why an attempt failed, as text.
@@ -56,6 +68,10 @@ pub struct Fault {
     pub kind: &'static str,
     /// Its text, cut short.
     pub text: String,
+    /// Which attempt it was, from 1, where whatever handled it counts by itself.
+    pub attempt: Option<u32>,
+    /// How long until it is due, where whatever handled it says so.
+    pub retry_in: Option<Duration>,
 }
 
 impl Fault {
@@ -67,11 +83,12 @@ impl Fault {
         };
         let mut text = failure.to_string();
         text.truncate(text.floor_char_boundary(TEXT));
-        Box::new(Self { class: failure.class(), kind, text })
+        Box::new(Self { class: failure.class(), kind, text, attempt: None, retry_in: None })
     }
 
     pub(crate) fn new(kind: &'static str, text: impl Into<String>) -> Box<Self> {
-        Box::new(Self { class: ErrorClass::Retryable, kind, text: text.into() })
+        let text = text.into();
+        Box::new(Self { class: ErrorClass::Retryable, kind, text, attempt: None, retry_in: None })
     }
 }
 
@@ -80,6 +97,9 @@ impl fmt::Display for Fault {
         f.write_str(&self.text)
     }
 }
+
+/// What is kept of a message by whatever handles it and remembers it by itself.
+pub(crate) type Own = Arc<dyn Any + Send + Sync>;
 
 /// Where the consumer keeps what is remembered of its messages.
 pub trait Hands<S> {
@@ -100,6 +120,20 @@ pub struct ClaimReply {
     pub(super) answer: Result<Vec<ClaimOutcome>, StoreError>,
 }
 
+impl ClaimReply {
+    /// Nobody was asked: all are free.
+    pub(crate) fn granted(tickets: &[Ticket]) -> Call<Self> {
+        let busy = tickets.to_vec();
+        let (asked, places) = (Vec::new(), Vec::new());
+        Box::pin(async { Self { asked, places, busy, sent: Instant::now(), answer: Ok(Vec::new()) } })
+    }
+
+    /// Those that nobody was asked about.
+    pub(crate) fn into_granted(self) -> Vec<(Ticket, Answer)> {
+        self.busy.into_iter().map(|ticket| (ticket, Answer::Acquired { attempt: 1 })).collect()
+    }
+}
+
 /// What came of settling.
 #[derive(Debug)]
 pub struct SettleReply {
@@ -109,13 +143,36 @@ pub struct SettleReply {
     pub(super) answer: Result<Vec<SettleOutcome>, StoreError>,
 }
 
+impl SettleReply {
+    /// What was said of these, in the same order.
+    pub(crate) const fn of(tickets: Vec<Ticket>, answer: Result<Vec<SettleOutcome>, StoreError>) -> Self {
+        Self { tickets, unheld: Vec::new(), answer }
+    }
+
+    /// What was said of each.
+    pub(crate) fn into_answers(self) -> Result<Vec<(Ticket, Settled)>, StoreError> {
+        Ok(self.tickets.into_iter().zip(self.answer?.into_iter().map(Settled::from)).collect())
+    }
+}
+
+impl From<SettleOutcome> for Settled {
+    fn from(outcome: SettleOutcome) -> Self {
+        match outcome {
+            SettleOutcome::Settled => Self::Recorded,
+            SettleOutcome::Buried => Self::Buried,
+            SettleOutcome::Late => Self::Late,
+            SettleOutcome::Refused => Self::Refused,
+        }
+    }
+}
+
 /// Whoever remembers messages: a store with its wrapper, or nobody.
 pub trait Records: Send + Sync + 'static {
     /// What is remembered here of a message from its delivery to its end.
     type State: Send + 'static;
 
-    /// What the message is to the store.
-    fn look(&self, message: &dyn MessageView) -> (engine::Subject, Self::State);
+    /// What the message is to the store. Called in the order delivered; `epoch` is its assignment's.
+    fn look(&self, message: &dyn MessageView, epoch: Epoch) -> (engine::Subject, Self::State);
 
     /// Asks for claims, once.
     fn claim(&self, hands: &mut dyn Hands<Self::State>, tickets: &[Ticket], attempts: NonZeroU32) -> Call<ClaimReply>;
@@ -132,6 +189,11 @@ pub trait Records: Send + Sync + 'static {
 
     /// The claim to give to a handler.
     fn claim_of(&self, state: &Self::State, attempt: u32) -> Claim;
+
+    /// What whatever handles the message keeps of it, if it remembers it by itself.
+    fn own(&self, _: &Self::State) -> Option<Own> {
+        None
+    }
 
     /// Notes that the handler of a message runs.
     fn begun(&self, state: &mut Self::State);
@@ -222,18 +284,16 @@ pub struct Nobody;
 impl Records for Nobody {
     type State = ();
 
-    fn look(&self, _: &dyn MessageView) -> (engine::Subject, ()) {
+    fn look(&self, _: &dyn MessageView, _: Epoch) -> (engine::Subject, ()) {
         (engine::Subject::Bare, ())
     }
 
     fn claim(&self, _: &mut dyn Hands<()>, tickets: &[Ticket], _: NonZeroU32) -> Call<ClaimReply> {
-        let busy = tickets.to_vec();
-        let (asked, places) = (Vec::new(), Vec::new());
-        Box::pin(async { ClaimReply { asked, places, busy, sent: Instant::now(), answer: Ok(Vec::new()) } })
+        ClaimReply::granted(tickets)
     }
 
     fn claimed(&self, _: &mut dyn Hands<()>, reply: ClaimReply) -> Result<Vec<(Ticket, Answer)>, StoreError> {
-        Ok(reply.busy.into_iter().map(|ticket| (ticket, Answer::Acquired { attempt: 1 })).collect())
+        Ok(reply.into_granted())
     }
 
     fn unclaimed(&self, _: &mut dyn Hands<()>, _: &[Ticket]) {}
@@ -251,12 +311,13 @@ impl Records for Nobody {
     fn not_begun(&self, (): &mut ()) {}
 
     fn settle(&self, _: &mut dyn Hands<()>, ends: &[(Ticket, engine::Verdict)], _: NonZeroU32) -> Call<SettleReply> {
-        let unheld = ends.iter().map(|(ticket, _)| *ticket).collect();
-        Box::pin(async { SettleReply { tickets: Vec::new(), unheld, answer: Ok(Vec::new()) } })
+        let tickets: Vec<Ticket> = ends.iter().map(|(ticket, _)| *ticket).collect();
+        let answer = Ok(vec![SettleOutcome::Settled; tickets.len()]);
+        Box::pin(async { SettleReply::of(tickets, answer) })
     }
 
     fn settled(&self, _: &mut dyn Hands<()>, reply: SettleReply) -> Result<Vec<(Ticket, Settled)>, StoreError> {
-        Ok(reply.unheld.into_iter().map(|ticket| (ticket, Settled::Recorded)).collect())
+        reply.into_answers()
     }
 
     fn finished(&self, _: Ending, _: u64) {}

@@ -19,6 +19,7 @@ use super::seats::{Left, Seat};
 use super::shared::Subject;
 use super::{Kept, Once};
 use crate::engine::{self, Answer, Cause, Ending, Settled, Ticket};
+use crate::frontier::Epoch;
 use crate::identity::{IdentityError, Key};
 use crate::message::MessageView;
 use crate::record::{ClaimOutcome, Grant, Seen, Settle, SettleOutcome, Terms, Verdict};
@@ -157,7 +158,7 @@ impl Once {
 impl Records for Once {
     type State = InHand;
 
-    fn look(&self, message: &dyn MessageView) -> (engine::Subject, InHand) {
+    fn look(&self, message: &dyn MessageView, _: Epoch) -> (engine::Subject, InHand) {
         match self.shared.subject(message) {
             Ok(Subject::Known(sighting)) => {
                 let subject = engine::Subject::Known { key: sighting.key, fingerprint: sighting.fingerprint };

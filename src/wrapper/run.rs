@@ -5,6 +5,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
+use futures_util::future::Either;
 
 use super::Claim;
 use super::class::Failure;
@@ -14,37 +15,41 @@ use super::shared::Shared;
 const MESSAGE: usize = 200;
 
 /// Runs a handler. Its state is not looked at after a panic, so that nothing half-changed can be seen.
-pub(super) async fn run<T, E>(
+///
+/// Made of combinators: an `async fn` would keep room for the handler's future twice, and a consumer moves futures for each message.
+pub(super) fn run<T, E>(
     shared: &Shared,
     claim: &Claim,
     handler: impl Future<Output = Result<T, E>>,
-) -> Result<T, Failure<E>> {
+) -> impl Future<Output = Result<T, Failure<E>>> {
     let guarded = caught(handler);
     let ended = match shared.config.handler_timeout {
-        None => guarded.await,
-        Some(longest) => match tokio::time::timeout(longest, guarded).await {
-            Ok(ended) => ended,
-            Err(_) => {
+        None => Either::Left(guarded),
+        Some(longest) => Either::Right(tokio::time::timeout(longest, guarded).map(move |ended| {
+            ended.unwrap_or_else(|_| {
                 shared.counters.timed_out.one();
                 tracing::debug!(?claim, ?longest, "the handler timed out and was dropped");
-                return Err(Failure::TimedOut(longest));
-            }
-        },
+                Err(Failure::TimedOut(longest))
+            })
+        })),
     };
-    if let Err(Failure::Panicked(_)) = ended {
-        shared.counters.panicked.one();
-        tracing::debug!(?claim, "the handler panicked");
-    }
-    ended
+    ended.inspect(move |ended| {
+        if let Err(Failure::Panicked(_)) = ended {
+            shared.counters.panicked.one();
+            tracing::debug!(?claim, "the handler panicked");
+        }
+    })
 }
 
 /// Runs a handler, and catches its panic.
-pub(crate) async fn caught<T, E>(handler: impl Future<Output = Result<T, E>>) -> Result<T, Failure<E>> {
-    match AssertUnwindSafe(handler).catch_unwind().await {
+pub(crate) fn caught<T, E>(
+    handler: impl Future<Output = Result<T, E>>,
+) -> impl Future<Output = Result<T, Failure<E>>> {
+    AssertUnwindSafe(handler).catch_unwind().map(|ended| match ended {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Failure::Error(error)),
         Err(panic) => Err(Failure::Panicked(message(panic.as_ref()))),
-    }
+    })
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

@@ -10,7 +10,7 @@ use rdkafka::TopicPartitionList;
 use tracing::{debug, warn};
 
 use super::super::assignment::{Owned, Place};
-use super::super::continuity::{Begin, Discontinuity};
+use super::super::continuity::{Begin, Refusal};
 use super::super::dead_letter::DeadLetter;
 use super::super::letter::LetterError;
 use super::super::link::{Drained, Input};
@@ -85,15 +85,18 @@ impl Context {
         }
         let begins = match self.continuity.before_assign(client, partitions) {
             Ok(begins) => begins,
-            Err(discontinuity) => return self.refuse(discontinuity),
+            Err(refusal) => return self.refuse(refusal),
         };
         let elements = partitions.elements();
         let places = elements.iter().map(|element| (element.topic(), element.partition()));
         self.begin(places.zip(begins));
     }
 
-    fn refuse(&self, discontinuity: Discontinuity) {
-        self.lock().end.get_or_insert(End::Discontinuity(discontinuity));
+    fn refuse(&self, refusal: Refusal) {
+        self.lock().end.get_or_insert(match refusal {
+            Refusal::Discontinuity(discontinuity) => End::Discontinuity(discontinuity),
+            Refusal::Windows(error) => End::Windows(error),
+        });
     }
 
     /// Begins an epoch of each of these.
@@ -124,12 +127,17 @@ impl Context {
 
     /// Where librdkafka stopped since it would have jumped: decides how that goes on.
     pub(in crate::consumer) fn go_on(&self, client: &Client) {
+        match self.continuity.after_fence(client) {
+            Ok(moved) if moved.is_empty() => {}
+            Ok(moved) => self.begin(moved.iter().map(|moved| ((&*moved.topic, moved.partition), moved.begin))),
+            Err(refusal) => return self.refuse(refusal),
+        }
         if self.continuity.due().is_none_or(|due| due > Instant::now()) {
             return;
         }
         match self.continuity.after_reset(client, || self.finish_in_hand()) {
             Ok(moved) => self.begin(moved.iter().map(|moved| ((&*moved.topic, moved.partition), moved.begin))),
-            Err(discontinuity) => self.refuse(discontinuity),
+            Err(refusal) => self.refuse(refusal),
         }
     }
 

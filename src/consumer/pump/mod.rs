@@ -53,8 +53,8 @@ use slab::{Entry, Slab, Trouble};
 
 /// For how long the pump goes on without letting other tasks have a turn.
 const STINT: Duration = Duration::from_micros(200);
-/// Inputs taken in before the engine is told.
-const INPUTS: usize = 64;
+/// Messages taken in before the engine is told. What is in hand in one turn stays in the processor's cache; what waits, waits in its batch.
+const MESSAGES: usize = 1024;
 /// Reports taken in before the engine is told.
 const REPORTS: usize = 1024;
 
@@ -153,6 +153,8 @@ struct Pump<H: Drive> {
     engine: Engine,
     batched: bool,
     by_key: bool,
+    /// Those that have to stay in order say so to a call of many.
+    rows: bool,
     retry: Retry,
     attempts: NonZeroU32,
     letters: Option<Arc<dyn Letters>>,
@@ -191,12 +193,12 @@ where
 {
     let mut timer = pin!(tokio::time::sleep_until(pump.began));
     let mut armed = None;
-    let mut inputs = Vec::with_capacity(INPUTS);
+    let mut input = None;
     let mut reports = Vec::with_capacity(REPORTS);
     let mut rested = std::time::Instant::now();
     loop {
         pump.now = pump.began.elapsed();
-        pump.take(&mut inputs, &mut reports);
+        pump.take(&mut input, &mut reports);
         pump.tell_engine();
         pump.carry_out(&mut bench);
         if pump.closed {
@@ -219,10 +221,13 @@ where
         }
         tokio::select! {
             biased;
-            taken = pump.inputs.recv_many(&mut inputs, INPUTS) => if taken == 0 {
-                debug!("the Kafka thread is gone: the pump ends");
-                return std::mem::take(&mut pump.tally);
-            },
+            taken = pump.inputs.recv() => {
+                if taken.is_none() {
+                    debug!("the Kafka thread is gone: the pump ends");
+                    return std::mem::take(&mut pump.tally);
+                }
+                input = taken;
+            }
             _ = pump.reports.recv_many(&mut reports, REPORTS) => {}
             () = &mut timer, if wake.is_some() => {
                 armed = None;
@@ -241,6 +246,7 @@ impl<H: Drive> Pump<H> {
             handling,
             batched: config.batch.is_some(),
             by_key: config.order == Order::Key,
+            rows: config.batch.is_some() && config.order != Order::Unordered && !config.step_aside,
             attempts: NonZeroU32::new(config.max_attempts).unwrap_or(NonZeroU32::MIN),
             engine: Engine::new(config),
             retry,
@@ -282,13 +288,13 @@ impl<H: Drive> Pump<H> {
     }
 
     /// Takes in what is waiting.
-    fn take(&mut self, inputs: &mut Vec<Input>, reports: &mut Vec<Report>) {
-        while inputs.len() < INPUTS
-            && let Ok(input) = self.inputs.try_recv()
+    fn take(&mut self, input: &mut Option<Input>, reports: &mut Vec<Report>) {
+        let mut messages = 0;
+        while messages < MESSAGES
+            && let Some(input) = input.take().or_else(|| self.inputs.try_recv().ok())
         {
-            inputs.push(input);
+            messages += self.input(input);
         }
-        inputs.drain(..).for_each(|input| self.input(input));
         while reports.len() < REPORTS
             && let Ok(report) = self.reports.try_recv()
         {
@@ -308,11 +314,17 @@ impl<H: Drive> Pump<H> {
         }
     }
 
-    fn input(&mut self, input: Input) {
+    /// Takes one in. Answers how many messages came with it.
+    fn input(&mut self, input: Input) -> usize {
+        let mut messages = 0;
         let time = |at: std::time::Instant, began: Instant| Instant::from_std(at).saturating_duration_since(began);
         let event = match input {
             Input::Assigned(assigned) => Event::Assigned(assigned),
-            Input::Delivered(messages) => Event::Delivered(messages.into_iter().map(|one| self.arrive(one)).collect()),
+            Input::Delivered(delivered) => {
+                let arrivals = self.arrive(delivered);
+                messages = arrivals.len();
+                Event::Delivered(arrivals)
+            }
             Input::Revoke { epochs, lost, by, answer } => {
                 self.revokes.push((epochs.clone(), answer));
                 Event::Revoke { epochs, lost, by: time(by, self.began) }
@@ -324,16 +336,25 @@ impl<H: Drive> Pump<H> {
             }
         };
         self.events.push(event);
+        messages
     }
 
-    fn arrive(&mut self, Delivered { message, epoch }: Delivered) -> Arrival {
-        let (subject, state) = self.handling.records().look(&message);
-        let lane = if self.by_key { message.key().map(|key| self.hasher.hash_one(key)) } else { None };
-        let offset = message.offset();
-        let period = self.periods.enter(epoch);
-        let (attempt, begun_at) = (0, 0);
-        let entry = Entry { message, state, period, attempt, begun_at, next: None, task: None, trouble: None };
-        Arrival { ticket: self.slab.insert(entry), epoch, offset, lane, subject }
+    fn arrive(&mut self, delivered: Vec<Delivered>) -> Vec<Arrival> {
+        let count: u64 = delivered.iter().map(|own| own.row.len()).sum();
+        let mut arrivals = Vec::with_capacity(usize::try_from(count).unwrap_or(0));
+        for Delivered { row, epoch } in delivered {
+            let messages = row.messages();
+            let period = self.periods.enter(epoch, messages.len());
+            for message in messages {
+                let (subject, state) = self.handling.records().look(&message, epoch);
+                let lane = if self.by_key { message.key().map(|key| self.hasher.hash_one(key)) } else { None };
+                let offset = message.offset();
+                let (attempt, begun_at) = (0, 0);
+                let entry = Entry { message, state, period, attempt, begun_at, next: None, task: None, trouble: None };
+                arrivals.push(Arrival { ticket: self.slab.insert(entry), epoch, offset, lane, subject });
+            }
+        }
+        arrivals
     }
 
     fn tell_engine(&mut self) {

@@ -23,12 +23,12 @@ pub(super) struct Periods {
 }
 
 impl Periods {
-    /// A message of this assignment is in hand from now on. Answers with the assignment's number.
-    pub(super) fn enter(&mut self, epoch: Epoch) -> u32 {
+    /// So many messages of this assignment are in hand from now on. Answers with the assignment's number.
+    pub(super) fn enter(&mut self, epoch: Epoch, messages: usize) -> u32 {
         let place = self.place(epoch);
         self.last = place;
         if let Some(Some(period)) = self.list.get_mut(place as usize) {
-            period.in_hand += 1;
+            period.in_hand += messages;
         }
         place
     }
@@ -95,14 +95,14 @@ mod tests {
     fn an_assignment_is_forgotten_when_its_last_message_is_put_down() {
         let mut periods = Periods::default();
         let (one, two) = (Epoch::new(1), Epoch::new(2));
-        assert_eq!([periods.enter(one), periods.enter(one), periods.enter(two)], [0, 0, 1]);
+        assert_eq!([periods.enter(one, 1), periods.enter(one, 1), periods.enter(two, 1)], [0, 0, 1]);
         let flag = periods.halted(0);
         periods.halt(&[one]);
         assert!(flag.load(Ordering::Acquire) && !periods.halted(1).load(Ordering::Acquire));
         assert!(!periods.leave(0), "it is not over");
         periods.end(&[one, two]);
         assert!(periods.leave(0) && periods.leave(1));
-        assert_eq!(periods.enter(Epoch::new(3)), 0, "its number is used again");
+        assert_eq!(periods.enter(Epoch::new(3), 1), 0, "its number is used again");
         assert!(!periods.halted(0).load(Ordering::Acquire), "and not its flag");
     }
 }

@@ -22,13 +22,12 @@ impl<H: Drive> Pump<H> {
             let (chain, others) = left.split_at(1 + chained);
             left = others;
             let mut chain = chain;
-            if self.is_lost(chain) {
-                chain.iter().for_each(|start| self.ended(start.ticket, Outcome::Lost, &mut ran));
-                continue;
-            }
             while !chain.is_empty() {
                 let (call, rest) = chain.split_at(if self.batched { chain.len() } else { 1 });
-                let messages = self.hand_out(call, begun_at);
+                let Some(messages) = self.hand_out(call, begun_at) else {
+                    chain.iter().for_each(|start| self.ended(start.ticket, Outcome::Lost, &mut ran));
+                    break;
+                };
                 bench.begin(messages);
                 let polled = if in_task { Poll::Pending } else { bench.poll() };
                 let Poll::Ready(ended) = polled else {
@@ -53,21 +52,15 @@ impl<H: Drive> Pump<H> {
         }
     }
 
-    /// Whether the lease of a chain's first message has run out: others may have taken them over while this process stood still.
-    fn is_lost(&self, chain: &[Start]) -> bool {
-        let first = chain.first().and_then(|start| Some((start, self.slab.get(start.ticket)?)));
-        first.is_some_and(|(start, entry)| self.handling.records().claim_of(&entry.state, start.attempt).is_lost())
-    }
-
-    /// What the handler of these messages is given; it begins now.
-    fn hand_out(&mut self, call: &[Start], begun_at: i64) -> Few<Handed> {
-        if let ([start], false) = (call, self.batched) {
-            return match self.handed(start, begun_at, true) {
-                Some(handed) => Few::One(handed),
-                None => Few::Many(Vec::new()),
-            };
+    /// What the handler of these messages is given; it begins now. `None` if a lease among them has run out: others may have taken that message
+    /// over while this process stood still, and those behind it wait for it.
+    fn hand_out(&mut self, call: &[Start], begun_at: i64) -> Option<Few<Handed>> {
+        let batched = self.batched;
+        let mut begin = |start| self.handed(start, begun_at, true).filter(|handed| !handed.claim.is_lost());
+        match call {
+            [start] if !batched => begin(start).map(Few::One),
+            call => call.iter().map(begin).collect::<Option<_>>().map(Few::Many),
         }
-        Few::Many(call.iter().filter_map(|start| self.handed(start, begun_at, true)).collect())
     }
 
     fn handed(&mut self, start: &Start, begun_at: i64, begins: bool) -> Option<Handed> {
@@ -79,7 +72,9 @@ impl<H: Drive> Pump<H> {
         if begins {
             records.begun(&mut entry.state);
         }
-        Some(Handed { message: entry.message.clone(), claim })
+        let own = records.own(&entry.state);
+        let row = if self.rows { row(&self.hasher, self.by_key, entry) } else { None };
+        Some(Handed { message: entry.message.clone(), claim, row, own })
     }
 
     /// Gives what is on the bench a task of its own, with what is chained to it.
@@ -130,7 +125,13 @@ impl<H: Drive> Pump<H> {
 
     /// Notes how a message's handler ended, and what the engine is to be told.
     fn ended(&mut self, ticket: Ticket, outcome: Outcome, ran: &mut Vec<(Ticket, Ran)>) {
-        let random = if matches!(outcome, Outcome::Ended(Ended::Failed(_))) { self.random() } else { 0 };
+        let rolls = matches!(outcome, Outcome::Ended(Ended::Failed(_) | Ended::Unknown(_)));
+        let random = if rolls { self.random() } else { 0 };
+        if let Outcome::Ended(Ended::Unknown(error)) = &outcome
+            && !error.is_retryable()
+        {
+            self.stop(Some(ticket), refused(Stage::Claim, error.clone()));
+        }
         let records = self.handling.records();
         let Some(entry) = self.slab.get_mut(ticket) else { return };
         (entry.task, entry.next) = (None, None);
@@ -140,8 +141,15 @@ impl<H: Drive> Pump<H> {
                 Ran::Succeeded
             }
             Outcome::Ended(Ended::Finished(ending)) => Ran::Finished(ending),
+            Outcome::Ended(Ended::Answered(answer)) => Ran::Answered(answer),
+            Outcome::Ended(Ended::Unknown(_)) => {
+                records.failed(&mut entry.state, false);
+                Ran::Unavailable { random }
+            }
             Outcome::Ended(Ended::Failed(fault)) => {
-                let Fault { class, .. } = *fault;
+                let Fault { class, attempt, retry_in, .. } = *fault;
+                // What counts by itself knows better, and over all processes.
+                entry.attempt = attempt.unwrap_or(entry.attempt);
                 debug!(
                     topic = entry.message.topic(),
                     partition = entry.message.partition(),
@@ -154,13 +162,14 @@ impl<H: Drive> Pump<H> {
                 note(entry, *fault);
                 match class {
                     ErrorClass::Retryable => {
-                        Ran::Failed { retry_in: self.retry.delay(entry.attempt, random), attempt: None }
+                        let wait = self.retry.delay(entry.attempt, random);
+                        Ran::Failed { retry_in: retry_in.map_or(wait, |own| own.max(wait)), attempt }
                     }
                     ErrorClass::Fatal => Ran::Fatal,
                     ErrorClass::Unavailable => Ran::Unavailable { random },
                 }
             }
-            Outcome::NotBegun => {
+            Outcome::NotBegun | Outcome::Ended(Ended::NotBegun) => {
                 records.not_begun(&mut entry.state);
                 Ran::NotBegun
             }
@@ -173,7 +182,8 @@ impl<H: Drive> Pump<H> {
                 Ran::Aborted
             }
         };
-        if matches!(what, Ran::Failed { .. } | Ran::Unavailable { .. }) {
+        let waits = matches!(what, Ran::Answered(Answer::InFlight { .. } | Answer::NotDue { .. }));
+        if waits || matches!(what, Ran::Failed { .. } | Ran::Unavailable { .. }) {
             self.park(ticket);
         }
         ran.push((ticket, what));
@@ -184,6 +194,14 @@ impl<H: Drive> Pump<H> {
             task.abort();
         }
     }
+}
+
+/// What a message must stay in order with.
+fn row<S>(hasher: &foldhash::fast::RandomState, by_key: bool, entry: &Entry<S>) -> Option<u64> {
+    if by_key {
+        return entry.message.key().map(|key| hasher.hash_one((entry.period, key)));
+    }
+    Some(u64::from(entry.period))
 }
 
 /// Keeps the last failure.

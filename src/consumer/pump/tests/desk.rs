@@ -110,8 +110,7 @@ impl Desk {
             messages.iter().for_each(|message| self.filling.push(message));
             let epochs = &self.epochs;
             let delivered =
-                self.filling.seal().map(|message| Delivered { epoch: epochs[&message.partition()], message });
-            let delivered = delivered.collect();
+                self.filling.seal().map(|row| Delivered { epoch: epochs[&row.first().partition()], row }).collect();
             self.send(Input::Delivered(delivered));
         }
     }

@@ -246,7 +246,7 @@ fn batch(once: &Once, counted: &Counted, handler: Handler) -> impl Handling + us
             // All of a batch begins with it.
             batch.iter().for_each(|handed| counted.begun.add(id(&handed.message)));
             let mut answers = Vec::new();
-            for Handed { message, claim } in batch {
+            for Handed { message, claim, .. } in batch {
                 answers.push(run(counted.clone(), id(&message), claim, handler).await);
             }
             answers
