@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::dialect::{Row, Source, Transact};
 use super::link::{Committed, Tx, sorted};
-use super::outcome::{Item, Prepared, Spot};
+use super::outcome::{Item, Pinned, Prepared, Spot};
 use super::sealed::Sealed;
 use super::windows::{Held, Notes, Standing, Windows};
 use crate::identity::{Encoder, FingerprintBy, Identify, Identity, IdentityError, OnMissing, Scope, WindowBy};
@@ -121,6 +121,11 @@ impl<DB: Sealed> Core<DB> {
 
     /// What a message is to the database, or why it is refused. To be called in the order delivered, once its partition is held.
     pub(crate) fn prepare(&self, message: &dyn MessageView) -> Prepared {
+        self.prepare_under(message, Pinned::Free)
+    }
+
+    /// The same, where it is known whose window speaks of the message.
+    pub(crate) fn prepare_under(&self, message: &dyn MessageView, held: Pinned) -> Prepared {
         let mut item = Item {
             origin: self.origin(message),
             stamp: message.timestamp_ms(),
@@ -128,6 +133,7 @@ impl<DB: Sealed> Core<DB> {
             spot: None,
             row: None,
             attempt: 1,
+            held,
         };
         match self.look(message, &item.origin) {
             Ok((record, spot)) => (item.record, item.spot) = (record, spot),
@@ -149,10 +155,23 @@ impl<DB: Sealed> Core<DB> {
 
     fn deliver(&self, item: &Item) {
         if let Some(Spot::Position) = &item.spot
-            && let Some(held) = self.held.get(&item.origin.topic, item.origin.partition)
+            && let Some(held) = self.held_by(item)
         {
             held.deliver(item.origin.offset);
         }
+    }
+
+    /// The window that speaks of a message.
+    pub(super) fn held_by(&self, item: &Item) -> Option<Arc<Held>> {
+        match &item.held {
+            Pinned::Free => self.window(&item.origin.topic, item.origin.partition),
+            Pinned::To(held) => held.clone(),
+        }
+    }
+
+    /// The window of a partition, as it is held now.
+    pub(crate) fn window(&self, topic: &str, partition: i32) -> Option<Arc<Held>> {
+        self.held.get(topic, partition)
     }
 
     fn look(

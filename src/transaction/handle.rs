@@ -308,7 +308,7 @@ impl<DB: Sealed> Core<DB> {
     /// Whether a message whose offset is finished may be another than the one that was.
     fn is_other(&self, item: &Item) -> bool {
         let Some(Spot::Position) = item.spot else { return false };
-        let held = self.held.get(&item.origin.topic, item.origin.partition);
+        let held = self.held_by(item);
         !self.settings.trust_offsets && held.is_some_and(|held| held.doubts(item.origin.offset, item.stamp))
     }
 

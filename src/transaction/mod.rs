@@ -27,6 +27,8 @@ mod outcome;
 mod postgres;
 mod records;
 mod runner;
+#[cfg(feature = "kafka")]
+pub(crate) mod seam;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod trial;

@@ -1,10 +1,12 @@
 //! What is run in a transaction, and what becomes of it.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Database;
 
+use super::windows::Held;
 use crate::identity::{IdentityError, Key};
 use crate::record::{Origin, Seen, Sighting};
 use crate::store::StoreError;
@@ -24,6 +26,20 @@ pub(crate) struct Item {
     pub(crate) row: Option<u64>,
     /// Which attempt this is, where nothing durable counts them.
     pub(crate) attempt: u32,
+    /// Whose window speaks of it.
+    pub(crate) held: Pinned,
+}
+
+/// Which window of its partition speaks of a message.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Pinned {
+    /// The one that this process holds when it is asked.
+    #[default]
+    Free,
+    /// The one that was held when the message's assignment began; `None` if that is over. A later one has not been told of what was
+    /// delivered before it, and would take what is missing for finished.
+    #[cfg_attr(not(feature = "kafka"), allow(dead_code))]
+    To(Option<Arc<Held>>),
 }
 
 /// A message that was looked at.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::core::{Core, finish};
 use super::dialect::{Source, Transact};
 use super::link::{Committed, sorted};
-use super::outcome::{Item, Known, Misuse, Outcome, Spot, Why, Work};
+use super::outcome::{Item, Known, Misuse, Outcome, Pinned, Spot, Why, Work};
 use super::records::ending;
 use super::sealed::Sealed;
 use super::trial::{Batch, Moving, Outcomes, Rules, Stop, Wrote};
@@ -107,11 +107,13 @@ impl<DB: Sealed> Core<DB> {
             };
             let found = match &last {
                 Some((other, found))
-                    if other.origin.partition == item.origin.partition && other.origin.topic == item.origin.topic =>
+                    if matches!((&other.held, &item.held), (Pinned::Free, Pinned::Free))
+                        && other.origin.partition == item.origin.partition
+                        && other.origin.topic == item.origin.topic =>
                 {
                     found.clone()
                 }
-                _ => self.held.get(&item.origin.topic, item.origin.partition),
+                _ => self.held_by(item),
             };
             held.push(found.clone());
             last = Some((item, found));

@@ -210,7 +210,11 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                 }
                 Said::Not(ClaimOutcome::Conflict { .. }) if self.core.settings.on_conflict == OnConflict::Handle => {
                     self.core.counters.conflicts.one();
-                    Plan::Ready(Ready { token: None, attempt: batch.items[places[number]].attempt })
+                    // Its window counts its attempts, if it has one.
+                    match plan {
+                        Plan::Ready(Ready { attempt, .. }) => Plan::Ready(Ready { token: None, attempt: *attempt }),
+                        _ => continue,
+                    }
                 }
                 Said::Not(said) => Plan::Known(known(said, sighting)),
             };
@@ -285,7 +289,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                         true => DB::DIALECT.release(conn).await,
                         false => DB::DIALECT.next_savepoint(conn).await,
                     };
-                    match self.released(at, released).await? {
+                    match self.released(batch, at, released).await? {
                         None => {
                             let Some(value) = self.values.pop() else {
                                 return Err(close(Fault::Refused("a handler that ended well left no value.".into())));
@@ -331,7 +335,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
             Ok(()) => {
                 let conn = self.tx.conn().map_err(close)?;
                 let released = DB::DIALECT.release(conn).await;
-                self.released(first, released).await?
+                self.released(batch, first, released).await?
             }
             Err(failure @ Failure::Error(_)) => Some(self.back(batch, first, failure).await?),
             // Whose fault it was shows when they are run apart.
@@ -394,10 +398,10 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         let conn = self.tx.conn().map_err(close)?;
         match DB::DIALECT.back_to_savepoint(conn).await {
             Ok(()) if self.tx.is_level() => Ok(why),
-            Ok(()) => Err(self.over(at, None)),
+            Ok(()) => Err(self.over(batch, at, None)),
             Err(error) => match sorted::<DB::Dialect>(&error) {
                 fault @ Fault::Broken(_) => Err(close(fault)),
-                _ => Err(self.over(at, Some(why))),
+                _ => Err(self.over(batch, at, Some(why))),
             },
         }
     }
@@ -405,12 +409,13 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
     /// The handler ended well: whether its transaction is what it was. Answers with why not.
     async fn released(
         &mut self,
+        batch: &Batch<'_, W::Error>,
         at: usize,
         released: Result<(), sqlx::Error>,
     ) -> Result<Option<Why<W::Error>>, Left<W::Value, W::Error>> {
         let error = match released {
             Ok(()) if self.tx.is_level() => return Ok(None),
-            Ok(()) => return Err(self.over(at, None)),
+            Ok(()) => return Err(self.over(batch, at, None)),
             Err(error) => sorted::<DB::Dialect>(&error),
         };
         match error {
@@ -420,12 +425,21 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         let conn = self.tx.conn().map_err(close)?;
         match DB::DIALECT.back_to_savepoint(conn).await {
             Ok(()) => Ok(Some(Why::Misused(Misuse::Swallowed))),
-            Err(_) => Err(self.over(at, None)),
+            Err(_) => Err(self.over(batch, at, None)),
         }
     }
 
-    fn over(&mut self, at: usize, why: Option<Why<W::Error>>) -> Left<W::Value, W::Error> {
-        Left::Close(Stop::Over { at, why, wrote: std::mem::take(&mut self.wrote) })
+    fn over(&mut self, batch: &Batch<'_, W::Error>, at: usize, why: Option<Why<W::Error>>) -> Left<W::Value, W::Error> {
+        let mut wrote = std::mem::take(&mut self.wrote);
+        // Were it committed, what was handled before it would stand, and is rightly remembered.
+        let handled: HashSet<&Sighting> = self
+            .outcomes
+            .iter()
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Handled(_)))
+            .filter_map(|(at, _)| batch.items[*at].record.as_ref())
+            .collect();
+        wrote.records.retain(|(sighting, ..)| !handled.contains(sighting));
+        Left::Close(Stop::Over { at, why, wrote })
     }
 
     /// A message's turn. Answers if it is to be handled.

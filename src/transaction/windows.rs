@@ -201,12 +201,8 @@ impl Held {
             Ordering::Less => inner.window.reset(at),
             Ordering::Equal => inner.window.restart(),
             Ordering::Greater => {
-                let state = inner.window.encode();
-                // What it wrote itself, it can read.
-                match Window::restore(at, &state) {
-                    Ok(window) => inner.window = window,
-                    Err(_) => inner.window.reset(at),
-                }
+                inner.window.raise(at);
+                inner.window.restart();
             }
         }
         inner.began = at;

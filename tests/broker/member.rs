@@ -276,7 +276,7 @@ impl Order {
                 let order = std::sync::Arc::clone(&order);
                 async move {
                     let mut answers = Vec::new();
-                    for Handed { message, claim } in &batch {
+                    for Handed { message, claim, .. } in &batch {
                         answers.push(order.handle(message, claim).await);
                     }
                     answers
