@@ -2,7 +2,8 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `effects` | a message has at most one effect, plus one for each lease that ran out and each effect whose handler failed or was dropped |
+//! | `effects` | a message has at most one effect, plus one for each lease that ran out and each effect whose handler failed or was dropped; in a transaction one, and nothing explains another |
+//! | `window` | a window's mark passes nothing that is not through, and in the end knows everything |
 //! | `no loss` | whatever lies below a committed offset is handled, a duplicate of something handled, dead with its letter, or passed by policy |
 //! | `no false duplicate` | nothing is called finished that is not; nothing is recorded as succeeded without an effect |
 //! | `states` | dead only after the letter; nothing runs without a claim; attempts are bounded |
@@ -10,6 +11,8 @@
 //! | `order` | with partition or key order, a handler begins only when all before it in its partition or key are through |
 //! | `concurrency` | as many handler calls as allowed, and no message twice at once |
 //! | `liveness` | everything drains once the faults stop, and no claim is left (the world itself looks at that) |
+
+mod database;
 
 use std::collections::VecDeque;
 
@@ -34,17 +37,18 @@ struct Known {
     first: u32,
     succeeded: u32,
     dead: u32,
-    /// The transaction that handled it.
-    done: u32,
     /// Bodies with a dead letter.
     lettered: Vec<u32>,
     effects: u32,
     /// Effects that are explained: leases that ran out, handlers that failed or were dropped after theirs.
     explained: u32,
     begun: u32,
+    /// Attempts that are noted as failed.
+    failures: u32,
     /// Runs that count as no attempt.
     unburnt: u32,
-    /// A handler began under the claim that stands, and how it ended.
+    /// Who holds the claim that stands, whether a handler began under it, and how it ended.
+    holder: u32,
     ran: bool,
     ended: Option<Ended>,
 }
@@ -67,6 +71,10 @@ struct One {
     attempt: u32,
     /// Processes in which its handler failed for the last time.
     given_up: Vec<u32>,
+    /// Its effects, in one database; attempts that are noted as failed there; and whether it is noted as given up.
+    effects: u32,
+    failures: u32,
+    buried: bool,
     /// Where it runs: process, call, assignment.
     running: Vec<(u32, u32, u32)>,
 }
@@ -79,8 +87,11 @@ pub struct Checker {
     policies: Vec<Policy>,
     owner: Vec<u32>,
     committed: Vec<i64>,
-    /// The first place of each partition that is not committed.
+    /// The first place of each partition that is not committed; that its window has not passed.
     place: Vec<usize>,
+    marks: Vec<usize>,
+    /// Messages of each partition by record key, from the first on that was not known to be through when one behind it had its effect.
+    lanes: Vec<Vec<VecDeque<u32>>>,
     pub effects: u64,
     pub explained: u64,
     pub repeated: u64,
@@ -98,12 +109,13 @@ impl Checker {
             first: NOTHING,
             succeeded: NOTHING,
             dead: NOTHING,
-            done: NOTHING,
             lettered: Vec::new(),
             effects: 0,
             explained: 0,
             begun: 0,
+            failures: 0,
             unburnt: 0,
+            holder: NOTHING,
             ran: false,
             ended: None,
         };
@@ -115,6 +127,8 @@ impl Checker {
             owner: vec![NOTHING; plan.logs.len()],
             committed: vec![0; plan.logs.len()],
             place: vec![0; plan.logs.len()],
+            marks: vec![0; plan.logs.len()],
+            lanes: Self::lanes(plan),
             effects: 0,
             explained: 0,
             repeated: 0,
@@ -139,7 +153,7 @@ impl Checker {
             What::Over { epoch, .. } => self.epochs[epoch as usize].over = true,
             What::Delivered { message, epoch } => self.delivered(plan, message, epoch),
             What::Claimed { message, attempt, took_over, again } => {
-                self.claimed(plan, message, attempt, took_over, again)
+                self.claimed(plan, (process, message), attempt, took_over, again)
             }
             What::FoundDead { message } => self.found_dead(plan, message),
             What::Called { running, .. } if running as usize > plan.config.concurrency => {
@@ -149,7 +163,7 @@ impl Checker {
                 );
             }
             What::Began { message, epoch, call } => return self.began(plan, process, message, epoch, call),
-            What::Effect { message, .. } => return self.effect(plan, message),
+            What::Effect { message, .. } => return self.effect(plan, process, message),
             What::Ended { message, epoch, how, effect } => self.ended(plan, (process, message, epoch), how, effect),
             What::Settled { message, recorded } => return self.settled(plan, process, message, recorded),
             What::Lettered { message } => {
@@ -163,6 +177,13 @@ impl Checker {
             What::Asked { epoch, offset } if self.epochs[epoch as usize].over => {
                 return broken("commits", format!("offset {offset} asked for, for assignment {epoch}, which is over"));
             }
+            What::SetBack { partition, offset } => {
+                let at = partition as usize;
+                self.committed[at] = offset;
+                let log = &plan.logs[at].messages;
+                self.place[at] = log.partition_point(|message| plan.messages[*message as usize].offset < offset);
+            }
+            What::Moved { partition, next } => return self.moved(plan, process, partition, next),
             What::Committed { partition, offset } => return self.committed(plan, process, partition, offset),
             What::Crashed | What::Left => {
                 self.messages.iter_mut().for_each(|one| one.running.retain(|(by, ..)| *by != process));
@@ -188,7 +209,7 @@ impl Checker {
         lanes[lane].push_back(message);
     }
 
-    fn claimed(&mut self, plan: &Plan, message: u32, attempt: u32, took_over: bool, again: bool) {
+    fn claimed(&mut self, plan: &Plan, (process, message): (u32, u32), attempt: u32, took_over: bool, again: bool) {
         self.messages[message as usize].attempt = attempt;
         let one = &plan.messages[message as usize];
         let Some(identity) = one.identity else { return };
@@ -197,6 +218,7 @@ impl Checker {
             known.first = one.body;
         }
         known.ran &= again;
+        known.holder = process;
         if took_over {
             known.explained += 1;
             self.explained += 1;
@@ -222,13 +244,16 @@ impl Checker {
     fn is_through(&self, plan: &Plan, message: u32, policy: Policy) -> bool {
         let one = &plan.messages[message as usize];
         let own = &self.messages[message as usize];
+        if plan.is_transactional() {
+            return self.is_through_in_database(plan, message, policy);
+        }
         let Some(identity) = one.identity else {
-            return own.lettered || (!(plan.refuse && plan.mode == Mode::Dedup) && own.handled);
+            return own.lettered || (!plan.refuses() && own.handled);
         };
         let known = &self.known[identity as usize];
         match plan.mode {
             Mode::Plain => own.handled || own.lettered,
-            Mode::Transaction => own.lettered || known.done != NOTHING,
+            Mode::Transaction => false,
             Mode::Dedup if known.succeeded == one.body => true,
             Mode::Dedup if known.dead == one.body => match policy.on_dead {
                 OnDead::Letter => known.lettered.contains(&one.body),
@@ -246,6 +271,14 @@ impl Checker {
 
     fn began(&mut self, plan: &Plan, process: u32, message: u32, epoch: u32, call: u32) -> Checked {
         let one = &plan.messages[message as usize];
+        if plan.is_transactional() {
+            // A zombie may begin what it likes: what counts is whose effects are committed, and in which order.
+            if self.runs_in(message, process, epoch) {
+                return broken("concurrency", format!("message {message} runs twice at once in process {process}"));
+            }
+            self.messages[message as usize].running.push((process, call, epoch));
+            return Ok(());
+        }
         if self.epochs[epoch as usize].over {
             return broken("order", format!("message {message} begins in assignment {epoch}, which is over"));
         }
@@ -265,7 +298,8 @@ impl Checker {
                 return broken("states", format!("message {message} is run without a claim"));
             }
             known.begun += 1;
-            known.ran = true;
+            // Of a claim that was taken over meanwhile it says nothing.
+            known.ran |= known.holder == process;
             let (begun, unburnt) = (known.begun, known.unburnt);
             if begun > plan.config.max_attempts + unburnt {
                 return broken(
@@ -349,26 +383,18 @@ impl Checker {
         self.messages[message as usize].running.iter().any(|(by, _, of)| (*by, *of) == (process, epoch))
     }
 
-    fn effect(&mut self, plan: &Plan, message: u32) -> Checked {
+    fn effect(&mut self, plan: &Plan, process: u32, message: u32) -> Checked {
         self.effects += 1;
-        let one = &plan.messages[message as usize];
         let identity = match plan.mode {
             Mode::Plain => return Ok(()),
             Mode::Dedup => self.record(plan, message),
-            Mode::Transaction => one.identity.map(|identity| identity as usize),
+            Mode::Transaction => return self.effect_in_database(plan, process, message),
         };
         let Some(identity) = identity else { return Ok(()) };
         let known = &mut self.known[identity];
         known.effects += 1;
         self.repeated += u64::from(known.effects > 1);
-        let most = match plan.mode {
-            Mode::Transaction => {
-                known.done = one.body;
-                1
-            }
-            _ if plan.config.settle_first => 1,
-            _ => 1 + known.explained,
-        };
+        let most = if plan.config.settle_first { 1 } else { 1 + known.explained };
         if known.effects > most {
             let text = format!("message {message} has effect number {}, {} of them explained", known.effects, most - 1);
             return broken("effects", text);
@@ -379,7 +405,7 @@ impl Checker {
     fn ended(&mut self, plan: &Plan, (process, message, epoch): (u32, u32, u32), how: Ended, effect: bool) {
         let own = &mut self.messages[message as usize];
         own.running.retain(|(by, _, of)| (*by, *of) != (process, epoch));
-        if matches!(how, Ended::Succeeded | Ended::Passed) || plan.config.settle_first {
+        if how == Ended::Succeeded || plan.config.settle_first {
             own.through.push(process);
         }
         own.handled |= how == Ended::Succeeded;
@@ -396,6 +422,9 @@ impl Checker {
     }
 
     fn settled(&mut self, plan: &Plan, process: u32, message: u32, recorded: Recorded) -> Checked {
+        if plan.is_transactional() {
+            return self.settled_in_database(plan, process, message, recorded);
+        }
         let one = &plan.messages[message as usize];
         let Some(identity) = one.identity else {
             return broken("states", format!("message {message} has no identity and is settled"));

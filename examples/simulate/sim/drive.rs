@@ -4,11 +4,11 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use hapax::engine::{Answer, Command, Event, Settled, Ticket, Verdict};
-use hapax::record::{ClaimOutcome, Grant, Origin, Record, Sighting, State, Token};
+use hapax::record::{ClaimOutcome, Grant, Record, Sighting, State, Token};
 
 use super::flaws::DriverFlaw;
 use super::history::{Recorded, What};
-use super::plan::{MS, Plan, SECOND};
+use super::plan::{MS, Mode, Plan, SECOND};
 use super::process::{Held, NONE, Process};
 use super::store::{Ask, Call, Item};
 use super::world::{Happening, Sent, World};
@@ -20,6 +20,9 @@ impl World {
                 if std::mem::replace(&mut self.processes[process].claiming, true) {
                     self.violate("contract", format!("process {process} claims while a claim is on its way"));
                 }
+                if self.plan.mode != Mode::Dedup {
+                    self.violate("contract", format!("process {process} claims, and nothing has a claim"));
+                }
                 if tickets.is_empty() || tickets.len() > self.plan.config.claims {
                     self.violate("contract", format!("process {process} claims {} messages at once", tickets.len()));
                 }
@@ -29,6 +32,9 @@ impl World {
             Command::Settle(ends) => {
                 if std::mem::replace(&mut self.processes[process].settling, true) {
                     self.violate("contract", format!("process {process} settles while a settle is on its way"));
+                }
+                if self.plan.is_transactional() {
+                    return self.bury(process, ends);
                 }
                 let items =
                     ends.into_iter().map(|(ticket, verdict)| self.item(process, ticket, Some(verdict))).collect();
@@ -198,13 +204,8 @@ impl World {
     }
 
     fn sighting(&self, message: u32, key: u32) -> Sighting {
-        let one = &self.plan.messages[message as usize];
-        let log = &self.plan.logs[one.partition];
-        Sighting {
-            key: Plan::key(key),
-            fingerprint: Plan::fingerprint(one.body),
-            origin: Origin { topic: log.topic.clone(), partition: log.number, offset: one.offset },
-        }
+        let body = self.plan.messages[message as usize].body;
+        Sighting { key: Plan::key(key), fingerprint: Plan::fingerprint(body), origin: self.plan.origin(message) }
     }
 
     fn claim(&mut self, call: &mut Call) {

@@ -65,6 +65,7 @@ impl World {
             Fault::StoreDown(long) => {
                 self.store.down_until = self.store.down_until.max(now + long);
                 self.excuse = self.excuse.max(self.store.down_until);
+                self.kill_database();
             }
             Fault::DownstreamDown(long) => self.downstream_down_until = self.downstream_down_until.max(now + long),
             Fault::BrokerDown(long) => self.broker_down_until = self.broker_down_until.max(now + long),

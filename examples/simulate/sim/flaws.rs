@@ -22,6 +22,32 @@ pub enum DriverFlaw {
     CommitDelivered,
     /// Leases are not renewed.
     NoRenewal,
+    /// A window is moved outside of the transaction.
+    WindowOutside,
+    /// A window is moved whatever its fence is.
+    FenceUnchecked,
+    /// It is moved under the fence that the process has by then, rather than the one under which the window was looked at.
+    FenceOfTheMoment,
+    /// Two transactions of one process move a window side by side.
+    NoGate,
+    /// Whoever is fenced off while the assignment stands never raises the fence anew.
+    FencedForGood,
+    /// A window's mark is moved past a message that is not finished.
+    WindowPastUnfinished,
+    /// The row is not looked at where a partition begins.
+    RowIgnored,
+    /// A failed message's effect stays.
+    SavepointForgotten,
+    /// A failed message's effect is rolled back, and its record stays as succeeded.
+    RecordNotRolledBack,
+    /// A commit without a reply is taken for made.
+    LostReplyCommitted,
+    /// A commit without a reply is taken for not made.
+    LostReplyRolledBack,
+    /// A commit in doubt is read again under the records' locks, with the window's gate held.
+    DoubtLocksRecords,
+    /// A message given up is not told to the database.
+    DeadNotTold,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +73,7 @@ pub const ENGINE: [Flaw; 12] = [
 ];
 
 /// All of the driver's.
-pub const DRIVER: [DriverFlaw; 7] = [
+pub const DRIVER: [DriverFlaw; 20] = [
     DriverFlaw::JoinedKey,
     DriverFlaw::SettleWithoutToken,
     DriverFlaw::DeleteOnError,
@@ -55,6 +81,19 @@ pub const DRIVER: [DriverFlaw; 7] = [
     DriverFlaw::CacheOfClaimed,
     DriverFlaw::CommitDelivered,
     DriverFlaw::NoRenewal,
+    DriverFlaw::WindowOutside,
+    DriverFlaw::FenceUnchecked,
+    DriverFlaw::FenceOfTheMoment,
+    DriverFlaw::NoGate,
+    DriverFlaw::FencedForGood,
+    DriverFlaw::WindowPastUnfinished,
+    DriverFlaw::RowIgnored,
+    DriverFlaw::SavepointForgotten,
+    DriverFlaw::RecordNotRolledBack,
+    DriverFlaw::LostReplyCommitted,
+    DriverFlaw::LostReplyRolledBack,
+    DriverFlaw::DoubtLocksRecords,
+    DriverFlaw::DeadNotTold,
 ];
 
 impl Flaws {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hapax::engine::{Ending, Ran, Start, Ticket};
+use hapax::engine::{Ran, Start, Ticket};
 use hapax::frontier::Epoch;
 
 use super::history::{Ended, What};
@@ -39,7 +39,11 @@ impl World {
             one.running += 1;
             let running = one.running;
             self.log(process, What::Called { call: number, running });
-            self.go(process, at);
+            if self.plan.is_transactional() {
+                self.transact(process, at);
+            } else {
+                self.go(process, at);
+            }
             from += chained + 1;
         }
     }
@@ -104,7 +108,7 @@ impl World {
     }
 
     /// How a message's handler ends this time.
-    fn outcome(&mut self, message: u32) -> Outcome {
+    pub fn outcome(&mut self, message: u32) -> Outcome {
         let kind = self.plan.messages[message as usize].kind;
         let outcome = |how, effect| Outcome { how, effect, kills: false, done: false };
         if self.now < self.downstream_down_until && self.random.chance(9_000) {
@@ -140,11 +144,8 @@ impl World {
                 continue;
             }
             let ticket = run.items[first + index];
-            let (kills, mut effect) = (outcome.kills, outcome.effect);
+            let (kills, effect) = (outcome.kills, outcome.effect);
             let held = *self.processes[process].get(ticket);
-            if self.plan.mode == Mode::Transaction && effect {
-                effect = self.transact(process, at, index, held.message);
-            }
             if effect {
                 self.log(process, What::Effect { message: held.message, epoch: held.epoch });
             }
@@ -159,18 +160,6 @@ impl World {
         true
     }
 
-    /// Effect and record in one transaction. `false`: it was there already.
-    fn transact(&mut self, process: usize, at: u32, index: usize, message: u32) -> bool {
-        let Some(identity) = self.plan.messages[message as usize].identity else { return true };
-        let done = &mut self.transacted[identity as usize];
-        let before = std::mem::replace(done, true);
-        if before {
-            let outcome = &mut self.processes[process].runs[at as usize].outcomes[index];
-            (outcome.how, outcome.effect) = (Ended::Passed, false);
-        }
-        !before
-    }
-
     /// What ran ends.
     fn finish_run(&mut self, process: usize, at: u32) -> Next {
         let run = &self.processes[process].runs[at as usize];
@@ -181,17 +170,15 @@ impl World {
             let (ticket, outcome) = (run.items[first + index], run.outcomes[index]);
             let random = self.random.next();
             let ran = match outcome.how {
-                Ended::Succeeded if self.plan.mode == Mode::Transaction => Ran::Finished(Ending::Handled),
                 Ended::Succeeded => Ran::Succeeded,
                 Ended::Failed => {
                     Ran::Failed { retry_in: Duration::from_micros(random % self.retry_longest), attempt: None }
                 }
                 Ended::Fatal => Ran::Fatal,
                 Ended::Unavailable => Ran::Unavailable { random },
-                Ended::Passed => Ran::Finished(Ending::SameId),
                 Ended::Aborted => Ran::Aborted,
             };
-            goes_on = matches!(outcome.how, Ended::Succeeded | Ended::Passed);
+            goes_on = outcome.how == Ended::Succeeded;
             self.end_one(process, ticket, outcome.how, outcome.effect, ran);
         }
         let run = &mut self.processes[process].runs[at as usize];
@@ -215,7 +202,7 @@ impl World {
     }
 
     /// What was not begun of a call is reported, and its place is free.
-    fn close_run(&mut self, process: usize, at: u32) {
+    pub fn close_run(&mut self, process: usize, at: u32) {
         let one = &mut self.processes[process];
         let run = &mut one.runs[at as usize];
         run.live = false;
@@ -265,6 +252,9 @@ impl World {
     }
 
     pub fn abort_run(&mut self, process: usize, at: u32) {
+        if self.plan.is_transactional() {
+            return self.abort_job(self.processes[process].runs[at as usize].job);
+        }
         let run = &self.processes[process].runs[at as usize];
         let first = if run.batch { 0 } else { run.at };
         for index in 0..run.outcomes.len() {

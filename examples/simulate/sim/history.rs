@@ -15,8 +15,6 @@ pub enum Ended {
     Unavailable,
     /// Dropped where it waited.
     Aborted,
-    /// The transaction that handled it found it handled before, or in conflict.
-    Passed,
 }
 
 /// What a store recorded.
@@ -121,6 +119,23 @@ pub enum What {
     Refused {
         partition: u32,
         offset: i64,
+    },
+    /// A committed offset was set back.
+    SetBack {
+        partition: u32,
+        offset: i64,
+    },
+    /// The fence of a partition's window was raised by its new owner.
+    Raised {
+        partition: u32,
+        epoch: u32,
+        fence: u64,
+        next: i64,
+    },
+    /// A window moved.
+    Moved {
+        partition: u32,
+        next: i64,
     },
     /// The member found that it was removed from the group.
     Fenced,

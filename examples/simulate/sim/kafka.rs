@@ -56,7 +56,7 @@ impl World {
             let at = (first + at) % partitions;
             loop {
                 let owned = &mut one.kafka.owned[at];
-                if owned.paused || owned.place >= self.visible[owned.partition] {
+                if owned.paused || !owned.ready || owned.place >= self.visible[owned.partition] {
                     break;
                 }
                 if arrivals.len() >= most {
@@ -67,13 +67,19 @@ impl World {
                 owned.place += 1;
                 let epoch = owned.epoch;
                 let message = &self.plan.messages[number as usize];
+                let partition = owned.partition;
                 let ticket = one.take(number, epoch);
+                let window = one.windows[partition].as_mut();
+                if let Some(window) = window.filter(|window| window.epoch == epoch && window.ready) {
+                    window.window.deliver(message.offset);
+                }
                 let subject = match (self.plan.mode, message.identity) {
                     (Mode::Dedup, Some(identity)) => Subject::Known {
                         key: Plan::key(self.flaws.key(&self.plan, identity)),
                         fingerprint: Plan::fingerprint(message.body),
                     },
                     (Mode::Dedup, None) if self.plan.refuse => Subject::Refused,
+                    (Mode::Transaction, _) => Subject::Own,
                     _ => Subject::Bare,
                 };
                 arrivals.push(Arrival {
@@ -99,7 +105,10 @@ impl World {
         } else if self.processes[process].alive {
             // Something may have been left by a pause that ended meanwhile.
             let kafka = &self.processes[process].kafka;
-            let left = kafka.owned.iter().any(|owned| !owned.paused && owned.place < self.visible[owned.partition]);
+            let left = kafka
+                .owned
+                .iter()
+                .any(|owned| !owned.paused && owned.ready && owned.place < self.visible[owned.partition]);
             if left {
                 self.arm_poll(process);
             }
@@ -319,10 +328,13 @@ impl World {
     /// Partitions are this process's from now on; one that was so already begins anew.
     pub fn assign(&mut self, process: usize, partitions: &[u32]) {
         let mut assigned = Vec::new();
+        let windowed = self.plan.is_transactional() && self.plan.memory.window();
+        let first = self.next_epoch;
         for partition in partitions {
             let at = *partition as usize;
             let epoch = self.next_epoch;
             self.next_epoch += 1;
+            self.set_back(process, at);
             let committed = self.committed[at];
             let log = &self.plan.logs[at];
             let place =
@@ -336,14 +348,27 @@ impl World {
             });
             let owned = &mut self.processes[process].kafka.owned;
             let old = owned.iter().position(|owned| owned.partition == at).map(|at| owned.remove(at).epoch);
-            owned.push(Owned { partition: at, epoch, place, paused: false });
+            owned.push(Owned { partition: at, epoch, place, paused: false, begin: committed, ready: !windowed });
             if let Some(epoch) = old {
                 self.log(process, What::Over { epoch, lost: true });
             }
             self.log(process, What::Assigned { partition: *partition, epoch });
         }
         self.feed(process, Event::Assigned(assigned));
+        if windowed {
+            (first..).zip(partitions).for_each(|(epoch, partition)| self.raise(process, *partition as usize, epoch));
+        }
         self.arm_poll(process);
+    }
+
+    /// Before a partition is assigned its committed offset may have been reset, or set back by hand.
+    fn set_back(&mut self, process: usize, partition: usize) {
+        if self.committed[partition] > 0 && self.random.chance(self.weather.committed_lost) {
+            let committed = self.committed[partition] as u64;
+            let offset = if self.random.chance(5_000) { 0 } else { self.random.below(committed) as i64 };
+            self.committed[partition] = offset;
+            self.log(process, What::SetBack { partition: partition as u32, offset });
+        }
     }
 
     pub fn request(&mut self, process: usize, request: Request) {

@@ -11,11 +11,14 @@
 //!   kafka.rs     its Kafka thread            group.rs   the coordinator
 //!   drive.rs     its calls to the store      store.rs   the store, on the crate's pure record rules
 //!   handlers.rs  its handlers             letters.rs  its dead letters
+//!   transaction.rs  batches in transactions     windows.rs  the windows it holds
+//!   database.rs  the database under them, on the crate's pure record rules and windows
 //!   history.rs   what happened               check.rs   the invariants
 //!   flaws.rs     bugs to build in            run.rs     seeds, one or many
 //! ```
 
 pub mod check;
+pub mod database;
 pub mod drive;
 pub mod faults;
 pub mod flaws;
@@ -31,4 +34,6 @@ pub mod process;
 pub mod random;
 pub mod run;
 pub mod store;
+pub mod transaction;
+pub mod windows;
 pub mod world;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hapax::engine::{Config, Conflicts, OnDead, Order};
 use hapax::identity::{Fingerprint, Key};
+use hapax::record::Origin;
 
 use super::random::{Random, mix};
 
@@ -24,8 +25,28 @@ pub enum Mode {
     Dedup,
     /// No store: at least once.
     Plain,
-    /// Effect and record in one transaction, inside the handler.
+    /// Effect and what is remembered of it in one transaction.
     Transaction,
+}
+
+/// What transactional handling remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// A record for each identity.
+    Records,
+    /// A window for each partition.
+    Window,
+    Both,
+}
+
+impl Memory {
+    pub fn records(self) -> bool {
+        self != Self::Window
+    }
+
+    pub fn window(self) -> bool {
+        self != Self::Records
+    }
 }
 
 /// How partitions move between members.
@@ -128,12 +149,21 @@ pub struct Weather {
     pub crash_at_step: u32,
     /// The broker's committed offset is not known at the assignment.
     pub committed_unknown: u32,
+    /// It was set back, or lost, before the assignment.
+    pub committed_lost: u32,
+    /// The database ends a transaction: a deadlock, a serialization failure.
+    pub aborts: u32,
 }
 
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
     pub mode: Mode,
+    pub memory: Memory,
+    /// One handler takes all messages of a transaction.
+    pub together: bool,
+    /// How long a statement waits for a lock.
+    pub lock_wait: Micros,
     pub protocol: Protocol,
     pub config: Config,
     /// Messages without identity are refused; if not, they are handled without a claim.
@@ -181,7 +211,13 @@ impl Plan {
             1 | 2 => Mode::Transaction,
             _ => Mode::Dedup,
         };
-        let config = config(r, mode);
+        // What was added later draws from numbers of its own, so that the other worlds stay as they were.
+        let later = &mut Random::new(seed ^ 0x7472_616e_7361_6374);
+        let mode = if mode == Mode::Dedup && later.chance(3_500) { Mode::Transaction } else { mode };
+        let mut config = config(r, mode);
+        if mode == Mode::Transaction && config.batch.is_none() {
+            config.batch = Some(later.pick(&[1, 2, 8, 32]));
+        }
         let (logs, lanes) = logs(r);
         let places = r.between(1, 4) as usize;
         let members = r.between(1, places as u64) as usize;
@@ -191,6 +227,9 @@ impl Plan {
         let mut plan = Self {
             seed,
             mode,
+            memory: later.pick(&[Memory::Records, Memory::Window, Memory::Both]),
+            together: later.chance(2_000),
+            lock_wait: later.pick(&[50 * MS, SECOND]),
             protocol: r.pick(&[Protocol::Eager, Protocol::Cooperative, Protocol::Next]),
             config,
             refuse: r.chance(3_000),
@@ -216,12 +255,36 @@ impl Plan {
             faults: Vec::new(),
             heal_at,
         };
+        if mode == Mode::Transaction && !calm {
+            plan.weather.committed_lost = later.pick(&[0, 0, 2_000, 5_000]);
+            plan.weather.aborts = later.pick(&[0, 50, 500]);
+        }
         messages(r, &mut plan);
         plan.find_groups();
         if !calm {
             faults(r, &mut plan);
         }
         plan
+    }
+
+    pub fn is_transactional(&self) -> bool {
+        self.mode == Mode::Transaction
+    }
+
+    /// Messages without identity are given up.
+    pub fn refuses(&self) -> bool {
+        match self.mode {
+            Mode::Plain => false,
+            Mode::Dedup => self.refuse,
+            Mode::Transaction => self.refuse && self.memory.records(),
+        }
+    }
+
+    /// Where a message stands.
+    pub fn origin(&self, message: u32) -> Origin {
+        let one = &self.messages[message as usize];
+        let log = &self.logs[one.partition];
+        Origin { topic: Arc::clone(&log.topic), partition: log.number, offset: one.offset }
     }
 
     /// What the store knows an identity by.
@@ -250,10 +313,11 @@ impl Plan {
 
     /// The settings, on one line.
     pub fn summary(&self) -> String {
-        let Self { seed, mode, protocol, config, weather, faults, .. } = self;
+        let Self { seed, mode, memory, protocol, config, weather, faults, .. } = self;
+        let mode = if self.is_transactional() { format!("{mode:?} ({memory:?})") } else { format!("{mode:?}") };
         let ms = |micros: Micros| micros / MS;
         format!(
-            "seed {seed}: {mode:?}, {protocol:?}, {} messages in {} partitions, {} of {} members, lease {} ms, session {} ms, poll interval {} ms, drain {} ms, \
+            "seed {seed}: {mode}, {protocol:?}, {} messages in {} partitions, {} of {} members, lease {} ms, session {} ms, poll interval {} ms, drain {} ms, \
              poll {}, pace {} ms, heals at {} ms\n  {config:?}\n  {weather:?}\n  {faults:?}",
             self.messages.len(),
             self.logs.len(),
@@ -362,7 +426,7 @@ fn messages(r: &mut Random, plan: &mut Plan) {
     let total = r.between(140, 260) as usize;
     let copies = r.pick(&[0, 500, 2_000, 5_000]);
     let conflicts = r.pick(&[0, 0, 100, 300]);
-    let nameless = if plan.mode == Mode::Dedup && !plan.config.settle_first { r.pick(&[0, 0, 500]) } else { 0 };
+    let nameless = if plan.mode != Mode::Plain && !plan.config.settle_first { r.pick(&[0, 0, 500]) } else { 0 };
     let equal_bodies = r.pick(&[0, 300]);
     let bad = r.pick(&[0, 200, 1_000]);
     let killers = if plan.mode == Mode::Dedup && r.chance(1_000) { r.between(1, 2) } else { 0 };
@@ -452,6 +516,8 @@ fn weather(r: &mut Random) -> Weather {
         handler_hangs: rate(20, 100),
         crash_at_step: rate(15, 60),
         committed_unknown: rate(3_000, 3_000),
+        committed_lost: 0,
+        aborts: 0,
     }
 }
 

@@ -9,6 +9,7 @@ use hapax::record::Token;
 
 use super::history::Ended;
 use super::plan::Micros;
+use super::windows::{Gate, Standing};
 use super::world::Happening;
 
 /// No run, no call.
@@ -53,6 +54,8 @@ pub struct Run {
     pub halted: bool,
     pub batch: bool,
     pub live: bool,
+    /// What carries it out, if that is transactional.
+    pub job: u32,
 }
 
 /// A partition that the Kafka thread polls.
@@ -63,6 +66,9 @@ pub struct Owned {
     /// Place of the next message.
     pub place: usize,
     pub paused: bool,
+    /// Where it begins, and whether that is settled.
+    pub begin: i64,
+    pub ready: bool,
 }
 
 /// What the engine asks of the Kafka thread.
@@ -140,11 +146,14 @@ pub struct Process {
     pub renew_armed: bool,
     /// For a flaw: keys that were claimed here.
     pub cache: Vec<u32>,
+    /// By partition.
+    pub windows: Vec<Option<Standing>>,
+    pub gates: Vec<Gate>,
     pub kafka: Kafka,
 }
 
 impl Process {
-    pub fn new(place: usize, owner: u64, config: Config, ahead: Micros) -> Self {
+    pub fn new(place: usize, owner: u64, config: Config, ahead: Micros, partitions: usize) -> Self {
         Self {
             place,
             owner,
@@ -171,6 +180,8 @@ impl Process {
             ran_armed: false,
             renew_armed: false,
             cache: Vec::new(),
+            windows: vec![None; partitions],
+            gates: vec![Gate::default(); partitions],
             kafka: Kafka {
                 owned: Vec::new(),
                 busy: Busy::Free,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hapax::engine::{Command, Config, Event, OnDead};
 
 use super::check::{Checker, Policy};
+use super::database::Database;
 use super::flaws::{DriverFlaw, Flaws};
 use super::group::{Group, Response};
 use super::history::{Entry, Violation, What};
@@ -17,6 +18,7 @@ use super::plan::{MS, Micros, Plan, SECOND, Weather};
 use super::process::Process;
 use super::random::Random;
 use super::store::{Call, Store};
+use super::transaction::{Job, Said, Tx};
 
 /// How long everything may take to drain once the faults have stopped.
 const PATIENCE: Micros = 900 * SECOND;
@@ -50,6 +52,13 @@ pub enum Happening {
     Drained,
     Overdue(u32),
     Close,
+    Said { tx: u32, serial: u32, said: Said },
+    Job(u32),
+    Doubt(u32),
+    Raise { partition: u32, epoch: u32 },
+    Statement { tx: u32, serial: u32 },
+    LockTimeout { tx: u32, serial: u32 },
+    DropTx(u32),
     CallArrives(u32),
     LettersArrive(u32),
     CommitArrives(u32),
@@ -104,7 +113,9 @@ pub struct World {
     pub excuse: Micros,
     pub calls: Vec<Call>,
     pub free_calls: Vec<u32>,
-    pub transacted: Vec<bool>,
+    pub db: Database,
+    pub txs: Vec<Tx>,
+    pub jobs: Vec<Job>,
 
     /// Messages produced so far, by partition.
     pub visible: Vec<usize>,
@@ -155,7 +166,9 @@ impl World {
             excuse: 0,
             calls: Vec::new(),
             free_calls: Vec::new(),
-            transacted: vec![false; plan.identities],
+            db: Database::new(&plan),
+            txs: Vec::new(),
+            jobs: Vec::new(),
             visible: vec![0; plan.logs.len()],
             produced: 0,
             committed: vec![0; plan.logs.len()],
@@ -272,6 +285,10 @@ impl World {
             Happening::Drained => self.drained(process),
             Happening::Overdue(serial) => self.overdue(process, serial),
             Happening::Close => self.close(process),
+            Happening::Said { tx, serial, said } => self.said(process, tx, serial, said),
+            Happening::Job(job) => self.job_goes_on(job),
+            Happening::Doubt(tx) => self.read_again(tx),
+            Happening::Raise { partition, epoch } => self.raise(process, partition as usize, epoch),
             _ => {}
         }
     }
@@ -281,6 +298,9 @@ impl World {
             Happening::CallArrives(call) => self.call_arrives(call),
             Happening::LettersArrive(index) => self.letters_arrive(process, index),
             Happening::CommitArrives(index) => self.commit_arrives(process, index),
+            Happening::Statement { tx, serial } => self.statement(tx, serial),
+            Happening::LockTimeout { tx, serial } => self.lock_timeout(tx, serial),
+            Happening::DropTx(tx) => self.drop_tx(tx),
             Happening::Fault(at) => self.strike(self.plan.faults[at as usize].1),
             Happening::Produce => self.produce(),
             Happening::Resume => self.resume(process),
@@ -391,7 +411,7 @@ impl World {
         let process = self.processes.len();
         let (owner, ahead) = (self.random.next(), self.random.below(1_000 * SECOND));
         self.checker.process(Policy { on_dead: config.on_dead, conflicts: config.conflicts });
-        self.processes.push(Process::new(place, owner, config, ahead));
+        self.processes.push(Process::new(place, owner, config, ahead, self.plan.logs.len()));
         self.places[place].process = Some(process);
         self.log(process, What::Started { place: place as u32 });
         let delay = self.random.below(100 * MS);
@@ -420,6 +440,7 @@ impl World {
         let place = self.processes[process].place;
         self.stopped |= self.processes[process].kafka.close_wanted && self.places[place].wanted;
         self.processes[process].end();
+        self.drop_txs(process);
         self.places[place].process = None;
         if self.places[place].wanted && !self.is_over {
             let delay = self.random.between(50 * MS, 2 * SECOND);
@@ -447,14 +468,13 @@ impl World {
 
     /// Messages behind each committed offset.
     fn lags(&self) -> Vec<usize> {
-        let lag = |(log, committed): (&super::plan::Log, &i64)| {
-            log.messages
-                .iter()
-                .rev()
-                .take_while(|message| self.plan.messages[**message as usize].offset >= *committed)
-                .count()
+        let lag = |(at, log): (usize, &super::plan::Log)| {
+            // Where there is a window, it says where to go on.
+            let committed = self.committed[at].max(self.db.mark(at).unwrap_or(0));
+            let behind = |message: &&u32| self.plan.messages[**message as usize].offset >= committed;
+            log.messages.iter().rev().take_while(behind).count()
         };
-        self.plan.logs.iter().zip(&self.committed).map(lag).collect()
+        self.plan.logs.iter().enumerate().map(lag).collect()
     }
 
     fn overdue_all(&mut self) {
@@ -485,6 +505,7 @@ impl World {
                 format!("identities {open:?} are neither succeeded nor dead, and nobody will look at them again"),
             );
         }
+        self.look_at_windows();
         if self.lags().iter().any(|lag| *lag > 0) {
             self.violate("liveness", format!("nothing happens any more, and lags are {:?}", self.lags()));
         }
