@@ -25,16 +25,16 @@ fn handle(message: &BorrowedMessage<'_>) {
 
 /// The next offset of each partition.
 #[derive(Default)]
-struct Next([i64; PARTITIONS as usize]);
+pub struct Next([i64; PARTITIONS as usize]);
 
 impl Next {
-    fn saw(&mut self, message: &BorrowedMessage<'_>) {
+    pub fn saw(&mut self, message: &BorrowedMessage<'_>) {
         if let Some(next) = self.0.get_mut(message.partition() as usize) {
             *next = message.offset() + 1;
         }
     }
 
-    fn commit(&self, consumer: &BaseConsumer, topic: &str, mode: CommitMode) -> Result<(), Failure> {
+    pub fn commit(&self, consumer: &BaseConsumer, topic: &str, mode: CommitMode) -> Result<(), Failure> {
         let mut offsets = TopicPartitionList::new();
         for (partition, offset) in (0..).zip(self.0).filter(|(_, offset)| *offset > 0) {
             offsets.add_partition_offset(topic, partition, Offset::Offset(offset))?;
@@ -145,6 +145,19 @@ pub async fn pipelined(config: ClientConfig, topic: String, messages: usize, url
     Ok(Run { messages, took })
 }
 
+/// What is there, at most so many; waits a moment for the first.
+pub fn poll_batch(consumer: &BaseConsumer, most: usize) -> Result<Vec<BorrowedMessage<'_>>, Failure> {
+    let mut batch = Vec::with_capacity(most);
+    while batch.len() < most {
+        let wait = if batch.is_empty() { Duration::from_millis(100) } else { Duration::ZERO };
+        match consumer.poll(wait) {
+            Some(message) => batch.push(message?),
+            None => break,
+        }
+    }
+    Ok(batch)
+}
+
 fn pipeline(
     config: &ClientConfig,
     topic: &str,
@@ -160,14 +173,7 @@ fn pipeline(
     let mut first = None;
     let begun = Instant::now();
     while handled < messages {
-        let mut batch = Vec::with_capacity(BATCH);
-        while batch.len() < BATCH {
-            let wait = if batch.is_empty() { Duration::from_millis(100) } else { Duration::ZERO };
-            match consumer.poll(wait) {
-                Some(message) => batch.push(message?),
-                None => break,
-            }
-        }
+        let batch = poll_batch(&consumer, BATCH)?;
         if batch.is_empty() {
             if begun.elapsed() > PATIENCE {
                 return Err(format!("the pipelined loop read {handled} of {messages} messages").into());

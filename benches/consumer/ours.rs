@@ -67,6 +67,12 @@ impl Clock {
         }
     }
 
+    /// Notes that messages were settled just now.
+    pub fn settled(&self) {
+        let shared = &self.shared;
+        shared.settled.fetch_max(shared.born.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
     /// Notes when this store settled last.
     pub fn on<S: DedupStore>(&self, store: S) -> Timed<S> {
         Timed { store, clock: self.clone() }
@@ -121,8 +127,7 @@ impl<S: DedupStore> DedupStore for Timed<S> {
     }
     async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
         let outcomes = self.store.settle(settles).await;
-        let shared = &self.clock.shared;
-        shared.settled.fetch_max(shared.born.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.clock.settled();
         outcomes
     }
     async fn extend(&self, claims: &Batch<Extend>) -> Result<Vec<ExtendOutcome>, StoreError> {

@@ -20,7 +20,7 @@ pub trait Bare: Send {
 }
 
 /// `prefix`, then `count` times `group` with commas between, then `suffix`.
-fn repeated(prefix: &str, group: &str, count: usize, suffix: &str) -> String {
+pub fn repeated(prefix: &str, group: &str, count: usize, suffix: &str) -> String {
     let mut sql = String::with_capacity(prefix.len() + count * (group.len() + 1) + suffix.len());
     sql.push_str(prefix);
     for n in 0..count {

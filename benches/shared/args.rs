@@ -1,0 +1,80 @@
+//! The command line that the benchmarks have in common.
+
+use std::fmt::Write as _;
+
+use lexopt::prelude::*;
+
+use crate::figures::Failure;
+
+/// An option that takes a number.
+#[derive(Debug)]
+pub struct Number {
+    pub name: &'static str,
+    pub what: &'static str,
+    pub least: usize,
+    pub default: usize,
+}
+
+#[derive(Debug)]
+pub struct Args {
+    pub only: Vec<String>,
+    pub rounds: usize,
+    pub list: bool,
+    /// This process is the one whose memory is measured.
+    pub memory_of: Option<String>,
+    numbers: Vec<(&'static str, usize)>,
+}
+
+impl Args {
+    /// What an option of the benchmark's own says.
+    pub fn number(&self, name: &str) -> usize {
+        self.numbers.iter().find(|(own, _)| *own == name).map_or(0, |(_, number)| *number)
+    }
+}
+
+pub fn usage(bench: &str, numbers: &[Number]) -> String {
+    let mut text = format!(
+        "cargo bench --bench {bench} --features full -- [options]\n\n  \
+         --only NAME      measure only figures whose name begins so; may be given again\n  \
+         --rounds N       rounds of each figure, at least 1 (default 5)\n"
+    );
+    for Number { name, what, least, default } in numbers {
+        let option = format!("--{name} N");
+        let _ = writeln!(text, "  {option:<16} {what}, at least {least} (default {default})");
+    }
+    text + "  --list           print the names and end\n  --help           print this and end"
+}
+
+/// `None`: there is nothing to measure.
+pub fn read(bench: &str, numbers: &[Number]) -> Result<Option<Args>, Failure> {
+    let given = numbers.iter().map(|number| (number.name, number.default)).collect();
+    let mut args = Args { only: Vec::new(), rounds: 5, list: false, memory_of: None, numbers: given };
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(arg) = parser.next()? {
+        let own = match &arg {
+            Long(name) => numbers.iter().find(|number| number.name == *name),
+            _ => None,
+        };
+        if let Some(number) = own {
+            let value = parser.value()?.parse::<usize>()?.max(number.least);
+            args.numbers.iter_mut().filter(|(name, _)| *name == number.name).for_each(|(_, own)| *own = value);
+            continue;
+        }
+        match arg {
+            Long("only") => args.only.push(parser.value()?.string()?),
+            Long("rounds") => args.rounds = parser.value()?.parse::<usize>()?.max(1),
+            Long("list") => args.list = true,
+            Long("memory-of") => args.memory_of = Some(parser.value()?.string()?),
+            Long("help") => {
+                println!("{}", usage(bench, numbers));
+                return Ok(None);
+            }
+            // What `cargo bench` adds by itself.
+            Long("bench") => {}
+            // `cargo test --all-targets` runs benches too: nothing to check here.
+            Long("test") => return Ok(None),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Some(args))
+}
