@@ -31,6 +31,7 @@
 //!   [`MessageView`](message::MessageView)s.
 //! - Without Kafka: [`Once::call`], for an interface that has to be idempotent.
 //! - With the consumer of this crate: `Consumer` runs [`Once::each`] (feature `kafka`).
+//! - In the transactions of your own SQL database: `Once::transactional`, around any loop or in the consumer.
 //!
 //! # Guarantee levels
 //!
@@ -40,7 +41,7 @@
 //! |---|---|---|
 //! | L0 | claim in Redis or memory | a lease that ran out; a crash between effect and settle; a failover, restart or eviction that forgot a claim |
 //! | L1 | claim in a SQL store, effect elsewhere | a lease that ran out; a crash between effect and settle |
-//! | L2 | effect and record in one SQL transaction | nothing, in that database. Not in this version |
+//! | L2 | effect and memory in one SQL transaction: `Once::transactional` | nothing, in that database |
 //! | L3 | any, and [`Claim::idempotency_key`] handed to a resource that honours it | nothing, at that resource |
 //!
 //! # What it is not
@@ -50,8 +51,8 @@
 //!
 //! # The map
 //!
-//! [`identity`] says what makes two messages the same, [`record`] is one record's life as pure rules, [`store`] keeps records,
-//! `Once` wraps handlers, `consumer` is the rdkafka side with [`frontier`] deciding what may be committed.
+//! [`identity`] says what makes two messages the same, [`record`] is one record's life and [`window`] what is remembered of a sequence, as pure
+//! rules, [`store`] keeps records, `Once` wraps handlers, `transaction` lets them share the database's transactions, `consumer` is the rdkafka side with [`frontier`] deciding what may be committed.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
