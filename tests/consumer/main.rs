@@ -17,4 +17,5 @@ mod refusals;
 mod retry;
 mod signal;
 mod views;
+mod windows;
 mod world;

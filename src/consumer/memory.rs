@@ -1,0 +1,429 @@
+//! Windows in the process's own memory: redelivery is answered by one entry for a partition, with no record for a message.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::handling::{Drive, Few, Handed, Needs};
+use super::look::Place;
+use super::plain::Plain;
+use super::windows::{Fenced, Note, Raising, Standing, Windows};
+use crate::engine::{Answer, Cause, Ending, Settled, Subject, Ticket, Verdict};
+use crate::frontier::Epoch;
+use crate::identity::{Fingerprint, Key};
+use crate::message::MessageView;
+use crate::record::SettleOutcome;
+use crate::store::StoreError;
+use crate::window::{Known, Window};
+use crate::wrapper::drive::{
+    Call, ClaimReply, Ended, Fault, Hands, Nobody, Records, SettleReply, Unfinished, given_up,
+};
+use crate::wrapper::{Claim, Described};
+
+#[cfg(test)]
+mod tests;
+
+/// When to ask again for a message that another member of this process has in hand.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// After how many offsets the mark is noted, with what tells one topic from another of its name.
+const NOTE_AFTER: i64 = 4_096;
+
+/// What is finished of each partition, in this process's memory: level L0, and forgotten when it ends. Clones share it.
+///
+/// Made for [`Plain::windows`]. Use one for one consumer group and handler, shared by all members of the group in this process: what one of them
+/// handled, or has in hand, the others do not handle when the partition moves to them. A [`Window`] for each partition, so that it
+/// does not grow with what was handled.
+#[derive(Clone, Default)]
+pub struct MemoryWindows {
+    parts: Arc<Mutex<HashMap<Place, Arc<Part>, foldhash::fast::RandomState>>>,
+}
+
+impl MemoryWindows {
+    /// Nothing is finished.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many partitions are remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        open(&self.parts).len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What is remembered of a partition.
+    #[must_use]
+    pub fn window(&self, topic: &str, partition: i32) -> Option<Window> {
+        let part = open(&self.parts).get(&(topic.to_owned(), partition)).cloned()?;
+        open(&part.inner).window.clone()
+    }
+
+    fn part(&self, topic: &str, partition: i32) -> Arc<Part> {
+        let mut parts = open(&self.parts);
+        let number = parts.len() as u64;
+        Arc::clone(
+            parts.entry((topic.to_owned(), partition)).or_insert_with(|| {
+                Arc::new(Part { topic: topic.to_owned(), partition, number, inner: Mutex::default() })
+            }),
+        )
+    }
+}
+
+impl fmt::Debug for MemoryWindows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryWindows").field("partitions", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// Every change under a lock is whole before anything can panic.
+fn open<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One partition.
+struct Part {
+    topic: String,
+    partition: i32,
+    number: u64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// `None` until something was delivered.
+    window: Option<Window>,
+    /// Grows when the topic is another one: what was begun before says nothing of it.
+    topics: u64,
+    /// In some member's hand.
+    held: HashSet<i64, foldhash::fast::RandomState>,
+    /// Given up, after so many attempts.
+    dead: BTreeMap<i64, u32>,
+    /// A mark, and the text that says which message is below it.
+    noted: Option<(i64, String)>,
+    note: Option<Note>,
+}
+
+impl Inner {
+    fn finish(&mut self, offset: i64) {
+        self.held.remove(&offset);
+        let Some(window) = &mut self.window else { return };
+        window.finish(offset);
+        let next = window.next();
+        let last = self.noted.as_ref().map(|(next, _)| *next);
+        if last.is_none_or(|last| next >= last.saturating_add(NOTE_AFTER))
+            && let Some(text) = self.note.as_ref().and_then(|note| note(next))
+        {
+            self.noted = Some((next, text));
+        }
+    }
+
+    /// Another topic has taken the name, or nothing of this one is finished. A handler that still runs from before is no longer waited for: its
+    /// offset may be another message's.
+    fn forget(&mut self, window: Option<Window>) {
+        let (topics, note) = (self.topics + 1, self.note.take());
+        *self = Self { window, topics, note, ..Self::default() };
+    }
+}
+
+impl Windows for MemoryWindows {
+    fn assigned<'a>(&'a self, places: &'a [Place]) -> Raising<'a> {
+        let standing = |(topic, partition): &Place| {
+            let part = self.part(topic, *partition);
+            let mut inner = open(&part.inner);
+            let Some((next, text)) = inner.noted.clone() else {
+                // Nothing finished: wherever reading begins is right. What another member still has in hand may finish in between.
+                if inner.held.is_empty() {
+                    inner.window = None;
+                }
+                return Standing::default();
+            };
+            if let Some(window) = &mut inner.window {
+                window.restart();
+            }
+            Standing { next: Some(next), note: Some(text) }
+        };
+        let standings = places.iter().map(standing).collect();
+        Box::pin(async move { Ok(standings) })
+    }
+
+    fn begin(&self, (topic, partition): &Place, _: Epoch, at: Option<i64>, note: Note) {
+        let part = self.part(topic, *partition);
+        let mut inner = open(&part.inner);
+        inner.note = Some(note);
+        let Some(at) = at else { return };
+        match (inner.noted.as_ref().map(|(next, _)| *next), &mut inner.window) {
+            (Some(noted), Some(window)) if at >= noted => window.raise(at),
+            _ => inner.forget(Some(Window::at(at))),
+        }
+    }
+
+    fn over(&self, _: &Place) {}
+
+    /// Nobody is fenced off: members of one process see each other's hands.
+    fn watch(&self, _: Fenced) {}
+}
+
+/// A message in hand.
+pub struct InHand {
+    part: Arc<Part>,
+    offset: i64,
+    topics: u64,
+    held: bool,
+    dead_after: Option<u32>,
+}
+
+impl fmt::Debug for InHand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InHand").field("offset", &self.offset).finish_non_exhaustive()
+    }
+}
+
+impl InHand {
+    /// The partition, if it still is of the topic that the message is of.
+    fn inner(&self) -> Option<MutexGuard<'_, Inner>> {
+        Some(open(&self.part.inner)).filter(|inner| inner.topics == self.topics)
+    }
+
+    /// Takes it in hand, unless it is finished, given up, or in another hand.
+    fn take(&mut self) -> Answer {
+        let Some(mut inner) = self.inner() else { return Answer::InFlight { remaining: LOOK_AGAIN } };
+        let (attempts, dead) = (
+            inner.window.get_or_insert_with(|| Window::at(self.offset)).known(self.offset),
+            inner.dead.get(&self.offset).copied(),
+        );
+        let answer = match (dead, attempts) {
+            (Some(_), _) => Answer::Dead,
+            (None, Known::Finished) => Answer::Redelivered,
+            (None, Known::Unfinished { attempts }) if inner.held.insert(self.offset) => {
+                Answer::Acquired { attempt: attempts.saturating_add(1) }
+            }
+            (None, Known::Unfinished { .. }) => Answer::InFlight { remaining: LOOK_AGAIN },
+        };
+        drop(inner);
+        self.dead_after = dead;
+        self.held |= matches!(answer, Answer::Acquired { .. });
+        answer
+    }
+
+    fn let_go(&mut self) {
+        if std::mem::take(&mut self.held)
+            && let Some(mut inner) = self.inner()
+        {
+            inner.held.remove(&self.offset);
+        }
+    }
+}
+
+/// Remembers messages by the windows of their partitions.
+#[derive(Debug)]
+pub struct Remembered {
+    windows: MemoryWindows,
+    /// The partition of the last message: the next one is mostly of it, too.
+    last: Mutex<Option<Arc<Part>>>,
+}
+
+impl fmt::Debug for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Part").field("topic", &self.topic).field("partition", &self.partition).finish_non_exhaustive()
+    }
+}
+
+impl Remembered {
+    fn part(&self, message: &dyn MessageView) -> Arc<Part> {
+        let (topic, partition) = (message.topic(), message.partition());
+        let mut last = open(&self.last);
+        match &*last {
+            Some(part) if part.partition == partition && part.topic == topic => Arc::clone(part),
+            _ => Arc::clone(last.insert(self.windows.part(topic, partition))),
+        }
+    }
+}
+
+impl Records for Remembered {
+    type State = InHand;
+
+    fn look(&self, message: &dyn MessageView, _: Epoch) -> (Subject, InHand) {
+        let (part, offset) = (self.part(message), message.offset());
+        let mut inner = open(&part.inner);
+        let topics = inner.topics;
+        let mut known = inner.window.get_or_insert_with(|| Window::at(offset)).deliver(offset);
+        if known == Known::Finished && inner.noted.is_none() {
+            // Nothing was: reading begins further down than it did before.
+            known = inner.window.insert(Window::at(offset)).deliver(offset);
+        }
+        let fresh = known == Known::Unfinished { attempts: 0 } && inner.held.insert(offset);
+        drop(inner);
+        // What is new is begun at once; of all else it is asked when its turn comes.
+        let subject = if fresh {
+            Subject::Own
+        } else {
+            let number = u128::from(part.number) << 64 | u128::from(offset.unsigned_abs());
+            Subject::Known { key: Key::from_bytes(number.to_be_bytes()), fingerprint: Fingerprint::from_bytes([0; 16]) }
+        };
+        (subject, InHand { part, offset, topics, held: fresh, dead_after: None })
+    }
+
+    fn claim(&self, _: &mut dyn Hands<InHand>, tickets: &[Ticket], _: NonZeroU32) -> Call<ClaimReply> {
+        ClaimReply::granted(tickets)
+    }
+
+    fn claimed(&self, hands: &mut dyn Hands<InHand>, reply: ClaimReply) -> Result<Vec<(Ticket, Answer)>, StoreError> {
+        let mut answers = reply.into_granted();
+        for (ticket, answer) in &mut answers {
+            if let Some(hand) = hands.hand(*ticket) {
+                *answer = hand.take();
+            }
+        }
+        Ok(answers)
+    }
+
+    fn unclaimed(&self, _: &mut dyn Hands<InHand>, _: &[Ticket]) {}
+
+    fn claim_of(&self, _: &InHand, attempt: u32) -> Claim {
+        Claim::bare(Key::from_bytes([0; 16]), attempt)
+    }
+
+    fn begun(&self, _: &mut InHand) {}
+
+    fn succeeded(&self, hand: &mut InHand, _: Option<Bytes>) {
+        hand.held = false;
+        if let Some(mut inner) = hand.inner() {
+            inner.finish(hand.offset);
+        }
+    }
+
+    fn failed(&self, hand: &mut InHand, burnt: bool) {
+        let (offset, burnt) = (hand.offset, burnt && hand.held);
+        if let Some(mut inner) = hand.inner().filter(|_| burnt)
+            && let Some(window) = &mut inner.window
+        {
+            let attempt = window.attempts(offset).saturating_add(1);
+            window.fail(offset, attempt);
+        }
+    }
+
+    fn not_begun(&self, _: &mut InHand) {}
+
+    fn settle(&self, hands: &mut dyn Hands<InHand>, ends: &[(Ticket, Verdict)], _: NonZeroU32) -> Call<SettleReply> {
+        let mut tickets = Vec::with_capacity(ends.len());
+        for (ticket, verdict) in ends {
+            tickets.push(*ticket);
+            let Some(hand) = hands.hand(*ticket) else { continue };
+            match verdict {
+                // Noted when its handler ended.
+                Verdict::Succeeded => {}
+                Verdict::Failed { .. } | Verdict::Released => hand.let_go(),
+                Verdict::Dead => {
+                    hand.held = false;
+                    if let Some(mut inner) = hand.inner() {
+                        let attempts = inner.window.as_ref().map_or(0, |window| window.attempts(hand.offset));
+                        inner.dead.insert(hand.offset, attempts.max(1));
+                        inner.finish(hand.offset);
+                    }
+                }
+            }
+        }
+        let answer = Ok(vec![SettleOutcome::Settled; tickets.len()]);
+        Box::pin(async { SettleReply::of(tickets, answer) })
+    }
+
+    fn settled(&self, _: &mut dyn Hands<InHand>, reply: SettleReply) -> Result<Vec<(Ticket, Settled)>, StoreError> {
+        reply.into_answers()
+    }
+
+    fn finished(&self, _: Ending, _: u64) {}
+
+    fn put_down(&self, mut hand: InHand) {
+        hand.let_go();
+    }
+
+    fn key(&self, _: &InHand) -> Option<Key> {
+        None
+    }
+
+    fn attempts(&self, hand: &InHand) -> Option<u32> {
+        hand.dead_after
+    }
+
+    fn explain(&self, _: &dyn MessageView, _: &InHand, cause: Cause, last: Option<&Fault>) -> Unfinished {
+        given_up(cause, last)
+    }
+
+    async fn finish(&self, _: Duration) -> u64 {
+        0
+    }
+}
+
+/// A handler whose messages are remembered by [`MemoryWindows`]: what a consumer runs. Made by [`Plain::windows`].
+#[derive(Clone, Debug)]
+pub struct InWindows<D> {
+    inner: Arc<D>,
+    records: Arc<Remembered>,
+}
+
+impl<F> Plain<F> {
+    /// Remembers in this process's memory which offsets are finished: level L0.
+    ///
+    /// While the process lives, no message of a partition is handled again because it was delivered again: after a rebalance, a lost commit, or an
+    /// offset that was set back, which the window overrules and the log names. A message in another member's hand is waited for,
+    /// attempts are counted over all members that share `windows`, and what was given up stays so. What was produced again is new, and
+    /// after a restart of the process everything that Kafka delivers is.
+    ///
+    /// ```no_run
+    /// use hapax::consumer::{Consumer, MemoryWindows, Message, plain, shutdown_signal};
+    /// use rdkafka::ClientConfig;
+    ///
+    /// # async fn main_() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut kafka = ClientConfig::new();
+    /// kafka.set("bootstrap.servers", "localhost:9092").set("group.id", "counters");
+    /// let windows = MemoryWindows::new();
+    /// let handler = plain(async |message: Message| Ok::<_, String>(drop(message))).windows(&windows);
+    /// Consumer::new(kafka).topics(["clicks"]).run(handler, shutdown_signal()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn windows(self, windows: &MemoryWindows) -> InWindows<Self> {
+        let records = Remembered { windows: windows.clone(), last: Mutex::new(None) };
+        InWindows { inner: Arc::new(self), records: Arc::new(records) }
+    }
+}
+
+impl<D: Drive<Records = Nobody>> Drive for InWindows<D> {
+    type Records = Remembered;
+
+    fn records(&self) -> &Remembered {
+        &self.records
+    }
+
+    fn needs(&self) -> Needs {
+        self.inner.needs()
+    }
+
+    fn describe(&self) -> String {
+        "windows in memory, level L0: effects repeat after a restart".to_owned()
+    }
+
+    fn described(&self) -> Option<Described> {
+        None
+    }
+
+    fn windows(&self) -> Option<Arc<dyn Windows>> {
+        Some(Arc::new(self.records.windows.clone()))
+    }
+
+    fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {
+        D::run(Arc::clone(&this.inner), messages)
+    }
+}
