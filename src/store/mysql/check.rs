@@ -26,7 +26,8 @@ pub(super) async fn inspect(
 pub(super) async fn settings(conn: &mut MySqlConnection, report: &mut Report) -> Result<(), Error> {
     let rows = sqlx::query(
         "SHOW SESSION VARIABLES WHERE Variable_name IN ('read_only', 'super_read_only', 'transaction_read_only', 'tx_read_only', \
-         'sql_mode', 'autocommit', 'innodb_flush_log_at_trx_commit', 'sync_binlog', 'log_bin', 'innodb_doublewrite')",
+         'sql_mode', 'autocommit', 'innodb_flush_log_at_trx_commit', 'sync_binlog', 'log_bin', \
+         'binlog_format', 'innodb_doublewrite')",
     )
     .fetch_all(conn)
     .await?;
@@ -75,6 +76,13 @@ pub(super) async fn settings(conn: &mut MySqlConnection, report: &mut Report) ->
             "sync_binlog",
             "it is 0: after a crash of the machine, a replica that takes over may have forgotten the last claims.",
             "Set it to 1 where a replica may take over.",
+        );
+    }
+    if on("log_bin") && value("binlog_format") == "STATEMENT" {
+        report.warning(
+            "binlog_format",
+            "it is STATEMENT: transactions at READ COMMITTED, as level L2 uses them, may write nothing.",
+            "Set it to ROW or MIXED.",
         );
     }
     if value("innodb_doublewrite") == "OFF" {

@@ -13,7 +13,6 @@ pub(crate) enum Layout {
     /// A row for each message.
     Records,
     /// A row for each partition, or source.
-    #[cfg_attr(not(test), allow(dead_code, reason = "only transactions keep windows"))]
     Windows,
 }
 
