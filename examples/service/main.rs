@@ -19,6 +19,7 @@ mod kafka;
 mod lag;
 mod log;
 mod store;
+mod transaction;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -100,7 +101,10 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
         });
     }
     match &args.once.store {
-        Store::Effects(_) => Err("--memory: not in this build".into()),
+        Store::Effects(memory) => {
+            let memory = *memory;
+            effects::on!(effects, pool => transaction::run(pool, args, memory, consumer, shutdown).await)
+        }
         Store::Url(url) => {
             let once = once(&args, url, journal).await?;
             tokio::spawn(store::upkeep(once.clone()));

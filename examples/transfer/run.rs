@@ -35,6 +35,7 @@ pub struct Run {
     /// Where each one noted what it began.
     traces: BTreeMap<i64, PathBuf>,
     killed: Vec<i64>,
+    pauses_begun: u64,
     paused: u64,
     started: Instant,
     told: Instant,
@@ -72,6 +73,7 @@ impl Run {
             members: Vec::new(),
             traces: BTreeMap::new(),
             killed: Vec::new(),
+            pauses_begun: 0,
             paused: 0,
             started: now,
             told: now,
@@ -108,18 +110,17 @@ impl Run {
     // ---- what happens ----
 
     async fn run(&mut self, traffic: &Traffic) -> Result<(), String> {
-        let events = self.plan();
-        self.allow(traffic, 0, events.len());
+        self.allow(traffic);
         self.start("a")?;
-        for (done, (at, event)) in events.iter().enumerate() {
+        for (at, event) in self.plan() {
             // Kills that find nobody at work would show nothing: it waits for its moment, and until the service has done something.
-            self.work_is_done(self.newest(), *at).await?;
-            tokio::time::sleep(self.random.millis(0, 30)).await;
+            self.work_is_done(self.newest(), at).await?;
+            tokio::time::sleep(self.random.millis(0, 200)).await;
             match event {
                 Event::Kill => self.kill()?,
-                Event::Pause => self.pause().await?,
+                Event::Pause => self.pause(traffic).await?,
             }
-            self.allow(traffic, done + 1, events.len());
+            self.allow(traffic);
         }
         Ok(())
     }
@@ -135,9 +136,12 @@ impl Run {
         moments.into_iter().zip(events).collect()
     }
 
-    /// Some is always left to be done behind the next event.
-    fn allow(&self, traffic: &Traffic, done: usize, of: usize) {
-        traffic.allow(if done == of { u64::MAX } else { self.args.transfers * (done as u64 + 1) / (of as u64 + 1) });
+    /// Some of the transfers are held back, so that there is something to do behind each event, however late it comes.
+    fn allow(&self, traffic: &Traffic) {
+        let (done, all) =
+            (self.killed.len() as u64 + self.pauses_begun + self.paused, self.args.kills + self.args.pauses * 2);
+        let held_back = self.args.transfers / 10;
+        traffic.allow(self.args.transfers - held_back + held_back * (done + 1) / (all + 1));
     }
 
     fn newest(&self) -> i64 {
@@ -205,7 +209,7 @@ impl Run {
     }
 
     /// Stops one with messages in hand for longer than the broker waits for it, until another one has done some of its work.
-    async fn pause(&mut self) -> Result<(), String> {
+    async fn pause(&mut self, traffic: &Traffic) -> Result<(), String> {
         let failed = |e: sqlx::Error| format!("the database does not answer: {e}");
         let index = self.random.index(self.members.len());
         let (stopped, name) = (self.members[index].number, self.members[index].name);
@@ -219,6 +223,8 @@ impl Run {
         self.say(&format!("process {stopped} is stopped; process {} takes its place", self.newest()));
         let other = self.members.iter().find(|member| member.number != stopped).map_or(0, |member| member.number);
         let before = self.applied(Some(other)).await?;
+        self.pauses_begun += 1;
+        self.allow(traffic);
         let (since, length) = (Instant::now(), self.kafka.session() * 2 + self.random.millis(500, 1_500));
         while since.elapsed() < length || self.applied(Some(other)).await? == before {
             self.look().await?;

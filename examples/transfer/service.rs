@@ -8,13 +8,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapax::{Consumer, Message, Summary, shutdown_signal};
+use hapax::identity::{Identify as _, header, position};
+use hapax::{Consumer, Message, Once, Summary, TransactionalDatabase, shutdown_signal};
 use rdkafka::ClientConfig;
+use sqlx::Pool;
 use tracing_subscriber::EnvFilter;
 
 use crate::bank::{Books, Database, on};
 use crate::flags::{Flag, Given};
-use crate::money::Transfer;
+use crate::money::{ID, Transfer};
 
 /// The word that makes this program the service.
 pub const COMMAND: &str = "service";
@@ -32,6 +34,38 @@ const FLAGS: &[Flag] = &[
 ];
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Effect and memory in one transaction, which hapax begins and commits.
+async fn once<DB>(
+    pool: Pool<DB>,
+    consumer: Consumer,
+    group: &str,
+    together: bool,
+    teller: Arc<Teller>,
+) -> Result<Summary, Failure>
+where
+    DB: TransactionalDatabase,
+    DB::Connection: Books,
+{
+    let once = Once::transactional(pool)
+        .scope(group, "transfer")
+        .identify(position().and_then(header(ID))) // a window against redelivery, a record against what is produced again
+        .build()
+        .await?;
+    let summary = if together {
+        let all = async move |messages: &[Message], tx: &mut DB::Connection| {
+            for message in messages {
+                teller.transfer(message, tx).await?;
+            }
+            Ok::<_, Failure>(())
+        };
+        consumer.run(once.batch(all), shutdown_signal()).await?
+    } else {
+        let each = async move |message: Message, tx: &mut DB::Connection| teller.transfer(&message, tx).await;
+        consumer.run(once.each(each), shutdown_signal()).await?
+    };
+    Ok(summary)
+}
 
 /// Without hapax's memory: the same transaction for each message, and what is delivered again is applied again.
 macro_rules! without {
@@ -84,9 +118,13 @@ async fn run(words: impl IntoIterator<Item = OsString>) -> Result<Summary, Failu
     for (name, value) in given.needed("kafka", "NAME=VALUE")?.lines().filter_map(|line| line.split_once('=')) {
         kafka.set(name, value);
     }
-    let topic = given.needed("topic", "transfers")?;
-    let consumer = Consumer::new(kafka).topics([&topic]).commit_every(Duration::from_millis(500));
+    let group = kafka.get("group.id").unwrap_or("transfers").to_owned();
+    let consumer = Consumer::new(kafka).topics([given.needed("topic", "transfers")?]);
     let database = Database::open(&given.needed("database", "sqlite:bank.db")?).await?;
+    let together = given.one_of("handler", &[("each", false), ("batch", true)], false)?;
+    if given.one_of("dedup", &[("on", true), ("off", false)], true)? {
+        return on!(database, pool => once(pool, consumer, &group, together, teller).await);
+    }
     let summary = on!(database, pool => without!(pool, consumer, teller))?;
     Ok(summary)
 }
