@@ -466,6 +466,8 @@ impl ThrowawayMariadb {
                 "--no-defaults".into(),
                 format!("--user={user}"),
                 format!("--datadir={}", data.display()),
+                // A server that starts deletes what others have in the same folder for temporary tables.
+                format!("--tmpdir={}", folder.display()),
                 format!("--port={port}"),
                 "--bind-address=127.0.0.1".into(),
                 // Relative to the data folder: a long path does not fit a socket address.
