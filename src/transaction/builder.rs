@@ -12,7 +12,7 @@ use super::{Transactional, TransactionalDatabase};
 use crate::identity::{FingerprintBy, Identify, IdentityConfigError, OnMissing, Scope, position};
 use crate::retry::Retry;
 use crate::store::sql::{Dialect, Engine, LOCK_TIMEOUT, Layout, TableName};
-use crate::store::{Finding, Report, StoreError};
+use crate::store::{Finding, Report, Retention, StoreError};
 use crate::wrapper::{BuildError, Findings, OnConflict, Once};
 
 /// Messages in one transaction, unless told otherwise.
@@ -37,6 +37,7 @@ pub struct TransactionalBuilder<DB: TransactionalDatabase> {
     trust_offsets: bool,
     records: Option<String>,
     windows: Option<String>,
+    retention: Retention,
     create_schema: bool,
     accept_unsafe: bool,
 }
@@ -75,6 +76,7 @@ impl Once {
             trust_offsets: false,
             records: None,
             windows: None,
+            retention: Retention::default(),
             create_schema: true,
             accept_unsafe: false,
         }
@@ -194,6 +196,12 @@ impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
         self
     }
 
+    /// Sets how long [`Transactional::purge`] keeps records. Default: [`Retention::default`]. Windows are never purged: they do not grow.
+    pub const fn with_retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
     /// Does not create the tables; they must be there. Default: what is missing is created.
     pub const fn without_schema_creation(mut self) -> Self {
         self.create_schema = false;
@@ -244,11 +252,18 @@ impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
             most: self.most,
             in_order: self.in_order,
             trust_offsets: self.trust_offsets,
-            records: table(self.records, Layout::Records)?,
+            records: table(self.records.clone(), Layout::Records)?,
             windows: table(self.windows, Layout::Windows)?,
         };
         let seed = getrandom::u64().map_err(|error| BuildError::Random(error.to_string()))?;
-        let mut core = Core::new(self.pool, settings, Report::new(), seed);
+        let engine = Engine::pooled(<DB as Sealed>::DIALECT, self.pool.clone())
+            .with_lock_timeout(self.patience)
+            .with_retention(self.retention);
+        let engine = match &self.records {
+            Some(name) => engine.with_table(name)?,
+            None => engine,
+        };
+        let mut core = Core::new(self.pool, engine, settings, seed);
         let mut tables = Vec::new();
         if core.keeps_records {
             tables.push((Layout::Records, &core.settings.records));
@@ -256,13 +271,12 @@ impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
         if core.window_by.is_some() {
             tables.push((Layout::Windows, &core.settings.windows));
         }
-        let engine = Engine::pooled(<DB as Sealed>::DIALECT, core.pool.clone()).with_lock_timeout(self.patience);
         if self.create_schema {
             for (layout, table) in &tables {
-                engine.ensure(*layout, table).await?;
+                core.engine.ensure(*layout, table).await?;
             }
         }
-        let report = engine.examine(&tables).await?;
+        let report = core.engine.examine(&tables).await?;
         judge(&report, self.accept_unsafe)?;
         core.report = report;
         tracing::debug!(

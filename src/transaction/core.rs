@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,12 +13,13 @@ use super::dialect::{Row, Source, Transact};
 use super::link::{Committed, Tx, sorted};
 use super::outcome::{Item, Pinned, Prepared, Spot};
 use super::sealed::Sealed;
+use super::trial::Rules;
 use super::windows::{Held, Notes, Standing, Windows};
 use crate::identity::{Encoder, FingerprintBy, Identify, Identity, IdentityError, OnMissing, Scope, WindowBy};
 use crate::message::MessageView;
 use crate::record::{Origin, Sighting};
 use crate::retry::Retry;
-use crate::store::sql::{Dialect, Fault, TableName, Texts, jitter};
+use crate::store::sql::{Dialect, Engine, Fault, TableName, Texts, jitter};
 use crate::store::{Report, StoreError};
 use crate::wrapper::{Counters, OnConflict, Topics, pause};
 
@@ -51,6 +51,8 @@ pub(crate) struct Settings {
 
 pub(crate) struct Core<DB: Sealed> {
     pub(super) pool: Pool<DB>,
+    /// The store over the same table, for what is not done in a transaction with effects.
+    pub(super) engine: Engine<DB::Dialect>,
     pub(super) settings: Settings,
     pub(super) report: Report,
     pub(super) counters: Counters,
@@ -71,13 +73,14 @@ impl<DB: Sealed> fmt::Debug for Core<DB> {
 }
 
 impl<DB: Sealed> Core<DB> {
-    pub(super) fn new(pool: Pool<DB>, settings: Settings, report: Report, seed: u64) -> Self {
+    pub(super) fn new(pool: Pool<DB>, engine: Engine<DB::Dialect>, settings: Settings, seed: u64) -> Self {
         let window_by = settings.identify.window();
         let keeps_records = settings.identify.records();
         Self {
             pool,
+            engine,
             settings,
-            report,
+            report: Report::new(),
             counters: Counters::default(),
             window_by,
             keeps_records,
@@ -98,8 +101,9 @@ impl<DB: Sealed> Core<DB> {
         z ^ (z >> 31)
     }
 
-    pub(super) fn max_attempts(&self) -> NonZeroU32 {
-        self.settings.retry.max_attempts()
+    /// In a loop of the user's own the wrapper decides by itself when a message is dead.
+    pub(super) const fn rules(&self) -> Rules {
+        Rules { bury: true, retry: self.settings.retry }
     }
 
     pub(super) fn patience(&self, brief: bool) -> Duration {
@@ -133,6 +137,7 @@ impl<DB: Sealed> Core<DB> {
             spot: None,
             row: None,
             attempt: 1,
+            stray: false,
             held,
         };
         match self.look(message, &item.origin) {
@@ -149,16 +154,18 @@ impl<DB: Sealed> Core<DB> {
                 self.counters.without_identity.one();
             }
         }
-        self.deliver(&item);
+        item.stray = !self.deliver(&item);
         Prepared::Item(item)
     }
 
-    fn deliver(&self, item: &Item) {
+    /// `false` if it was not delivered in order.
+    fn deliver(&self, item: &Item) -> bool {
         if let Some(Spot::Position) = &item.spot
             && let Some(held) = self.held_by(item)
         {
-            held.deliver(item.origin.offset);
+            return held.deliver(item.origin.offset);
         }
+        true
     }
 
     /// The window that speaks of a message.

@@ -64,6 +64,15 @@ pub enum TransactError<E: fmt::Debug + fmt::Display> {
         /// The message.
         at: At,
     },
+    /// It was handed in behind messages of its partition that come after it, when those were finished: the window has moved past it. Not
+    /// retryable. Hand in the messages of a partition in the order in which they were delivered, side by side if you like.
+    #[error(
+        "{at}: handed in after later messages of its partition were finished, whose window has moved past it: hand them in in order"
+    )]
+    OutOfOrder {
+        /// The message.
+        at: At,
+    },
     /// Another process holds the partition now. Nothing of the message was written here. Retryable after
     /// [`assigned`](super::Transactional::assigned) was told that the partition is this process's again.
     #[error("{at}: another process holds the partition: its fence was raised")]
@@ -84,7 +93,11 @@ impl<E: fmt::Debug + fmt::Display> TransactError<E> {
             Self::Handler(_) | Self::NotBegun | Self::Fenced { .. } => true,
             Self::Misused { misuse, .. } => !matches!(misuse, Misuse::Ended),
             Self::Database(error) => error.is_retryable(),
-            Self::Identity { .. } | Self::Conflict { .. } | Self::TooOld { .. } | Self::OtherMessage { .. } => false,
+            Self::Identity { .. }
+            | Self::Conflict { .. }
+            | Self::TooOld { .. }
+            | Self::OtherMessage { .. }
+            | Self::OutOfOrder { .. } => false,
         }
     }
 }

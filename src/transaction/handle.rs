@@ -18,9 +18,6 @@ use crate::message::MessageView;
 use crate::record::{Origin, Seen};
 use crate::wrapper::{At, Done, HandlerError, commits};
 
-/// The wrapper decides by itself when a message is dead.
-const RULES: Rules = Rules { bury: true };
-
 /// A handler of one message at a time.
 struct Each<'a, M, F, T, E> {
     messages: &'a [M],
@@ -122,7 +119,7 @@ impl<DB: TransactionalDatabase> Transactional<DB> {
             .core
             .settle(one, async |items: &[Item], places: &[usize]| {
                 let each = Each { messages: one, places, handler: &handler, answers: PhantomData };
-                self.core.run(items, &each, RULES).await
+                self.core.run(items, &each, self.core.rules()).await
             })
             .await;
         outcomes.pop().unwrap_or(Err(TransactError::NotBegun))
@@ -147,7 +144,7 @@ impl<DB: TransactionalDatabase> Transactional<DB> {
             .core
             .settle(messages, async |items: &[Item], places: &[usize]| {
                 let each = Each { messages, places, handler: &handler, answers: PhantomData };
-                self.core.run(items, &each, RULES).await
+                self.core.run(items, &each, self.core.rules()).await
             })
             .await;
         self.core.batch(messages, outcomes)
@@ -172,7 +169,7 @@ impl<DB: TransactionalDatabase> Transactional<DB> {
             .core
             .settle(messages, async |items: &[Item], places: &[usize]| {
                 let together = Together { messages, places, handler: &handler, answers: PhantomData };
-                self.core.run(items, &together, RULES).await
+                self.core.run(items, &together, self.core.rules()).await
             })
             .await;
         self.core.batch(messages, outcomes)
@@ -194,6 +191,9 @@ impl<DB: Sealed> Core<DB> {
         let mut pending: Vec<Pending> = Vec::with_capacity(messages.len());
         for (place, message) in messages.iter().enumerate() {
             match self.prepare(message) {
+                Prepared::Item(item) if item.stray => {
+                    outcomes[place] = Some(Err(TransactError::OutOfOrder { at: At(item.origin) }));
+                }
                 Prepared::Item(mut item) => {
                     item.row = self.settings.in_order.then_some(0);
                     pending.push(Pending { place, item, due: now });

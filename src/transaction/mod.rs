@@ -42,9 +42,12 @@ pub use error::{TransactBatch, TransactError, Transacted};
 pub use outcome::Misuse;
 
 use self::core::Core;
+use crate::identity::Key;
 use crate::level::Level;
+use crate::message::MessageView;
+use crate::record::{Record, RequeueOutcome};
 use crate::store::sql::Dialect;
-use crate::store::{Report, StoreError};
+use crate::store::{Batch, Purged, Report, StoreError, cells};
 use crate::wrapper::Counts;
 
 /// Handles every message once, in the database's own transactions, around any loop. Level **L2**. Cheap to clone; clones share everything.
@@ -61,6 +64,10 @@ use crate::wrapper::Counts;
 /// Where a window of positions is kept, a partition is taken by its first message here, or by [`assigned`](Self::assigned), which you should call
 /// from your rebalance callback: it raises the partition's fence, so that whoever had it before cannot commit an effect any more, and says from
 /// where to read. After it, *seek* there: messages below it are not handled again, and Kafka's committed offset may say something else.
+///
+/// Hand in the messages of a partition in the order in which they were delivered; they may be handled side by side. What lies between two
+/// offsets that follow each other is taken for gone, as compaction leaves it: a message that comes late, when one after it has been
+/// finished, is [`TransactError::OutOfOrder`].
 ///
 /// A window knows messages by offset. A topic that is deleted and made again counts its offsets from 0 again: its messages would be taken for
 /// those that were finished, and be lost. Where a message below the window is younger than all that were finished there, this is noticed:
@@ -132,6 +139,58 @@ impl<DB: TransactionalDatabase> Transactional<DB> {
         let places: Vec<(Arc<str>, i32)> =
             partitions.iter().map(|(topic, partition)| (Arc::from(*topic), *partition)).collect();
         self.core.revoked(&places);
+    }
+
+    /// Forgets records that are past retention, at most `limit` of them; goes on where the last call stopped. See
+    /// [`DedupStore::purge`](crate::store::DedupStore::purge).
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; retryable where the database could not be reached.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: what is forgotten is forgotten.
+    pub async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+        match self.core.keeps_records {
+            true => self.core.engine.purge(limit).await,
+            false => Ok(Purged::default()),
+        }
+    }
+
+    /// The records of these keys, for operators and tests.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; retryable where the database could not be reached.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing is changed.
+    pub async fn get(&self, keys: &Batch<Key>) -> Result<Vec<Option<Record>>, StoreError> {
+        cells::get(&self.core.engine, keys).await
+    }
+
+    /// Brings dead messages back: due at once, with their attempts forgotten. A window that has passed one still stops its redelivery; what
+    /// is produced again, as a redriven dead letter is, is handled.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; retryable where the database could not be reached.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: each is brought back or not.
+    pub async fn requeue(&self, keys: &Batch<Key>) -> Result<Vec<RequeueOutcome>, StoreError> {
+        cells::requeue(&self.core.engine, keys).await
+    }
+
+    /// What the records know `message` by; `None` if it has no record.
+    #[must_use]
+    pub fn key(&self, message: &dyn MessageView) -> Option<Key> {
+        let settings = &self.core.settings;
+        let identity = self.core.keeps_records.then(|| settings.identify.identity(message).ok()).flatten()?;
+        Some(settings.scope.key(&identity, message.topic()))
     }
 
     /// What was counted since it was built.

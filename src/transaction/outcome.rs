@@ -26,6 +26,8 @@ pub(crate) struct Item {
     pub(crate) row: Option<u64>,
     /// Which attempt this is, where nothing durable counts them.
     pub(crate) attempt: u32,
+    /// It came behind one of its partition that was to come after it, and counts as finished only for that.
+    pub(crate) stray: bool,
     /// Whose window speaks of it.
     pub(crate) held: Pinned,
 }

@@ -1,5 +1,6 @@
 //! Records inside a transaction, by the statements and rules of the store.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::core::Core;
@@ -95,6 +96,7 @@ impl<DB: Sealed> Core<DB> {
         tx: &mut Tx<DB>,
         owner: Owner,
         sightings: &[&Sighting],
+        max_attempts: NonZeroU32,
         brief: bool,
     ) -> Result<Vec<Said>, Fault> {
         let fresh = Said::Ours { token: Token { owner, fence: Fence::FIRST }, attempt: 1 };
@@ -104,7 +106,7 @@ impl<DB: Sealed> Core<DB> {
         let keys: Vec<Key> = sightings.iter().map(|sighting| sighting.key).collect();
         let (now, records) = self.read(tx, &keys, brief).await?;
         // Claimed for no time at all, and settled in the same breath.
-        let terms = Terms { owner, lease: Duration::ZERO, max_attempts: self.max_attempts() };
+        let terms = Terms { owner, lease: Duration::ZERO, max_attempts };
         let mut said = Vec::with_capacity(sightings.len());
         let mut changes = Vec::new();
         for (sighting, record) in sightings.iter().zip(&records) {

@@ -256,8 +256,13 @@ impl<DB: Sealed> Core<DB> {
                 DB::DIALECT.shift(tx.conn()?, table, &[shift]).await.map_err(fault)?;
             }
         }
-        let batch: Batch<'_, String> =
-            Batch { items, held, decided: vec![None], blocked: HashSet::new(), rules: Rules { bury: true } };
+        let batch: Batch<'_, String> = Batch {
+            items,
+            held,
+            decided: vec![None],
+            blocked: HashSet::new(),
+            rules: Rules { bury: true, retry: self.settings.retry },
+        };
         let mut moving = Moving::default();
         moving.take(&batch, &[0], &[]).await?;
         let shifts: Vec<_> = moving.parts.iter().map(|part| part.pending.shift.clone()).collect();

@@ -35,6 +35,11 @@ impl<DB: Sealed> Core<DB> {
         }
     }
 
+    /// Whether a number too far below the highest of its source is passed.
+    pub(crate) const fn skips_too_old(&self) -> bool {
+        matches!(self.settings.on_too_old, OnConflict::Skip)
+    }
+
     /// What it is set to.
     pub(crate) fn described(&self) -> Described {
         let settings = &self.settings;
@@ -49,8 +54,11 @@ impl<DB: Sealed> Core<DB> {
             mode: Mode::Deduplicated,
             level: Some(Level::L2),
             store: DB::Dialect::NAME,
-            // Nothing here forgets anything; what purges a table that is shared with a store of level L1 is that store.
-            retention: Retention { succeeded: Duration::MAX, dead: Duration::MAX, unsettled: Duration::MAX },
+            // Windows forget nothing.
+            retention: match self.keeps_records {
+                true => self.engine.retention(),
+                false => Retention { succeeded: Duration::MAX, dead: Duration::MAX, unsettled: Duration::MAX },
+            },
             identity: format!("{:?} ({keeps})", settings.identify),
             on_missing: settings.on_missing,
             on_conflict: settings.on_conflict,

@@ -14,6 +14,7 @@ use super::records::{Said, ending};
 use super::sealed::Sealed;
 use super::windows::{Held, Pending, Verdict};
 use crate::record::{ClaimOutcome, Owner, Sighting, State, Token};
+use crate::retry::Retry;
 use crate::store::cells::Ending;
 use crate::store::sql::Fault;
 use crate::window::{Sequenced, Sequences};
@@ -25,6 +26,8 @@ pub(crate) struct Rules {
     /// Whether a message whose attempts are used up, or whose failure is fatal, is recorded as dead at once. Otherwise somebody else
     /// decides, and says so.
     pub(crate) bury: bool,
+    /// How often and when failed messages are tried again.
+    pub(crate) retry: Retry,
 }
 
 /// What is known of a batch from one try to the next.
@@ -161,6 +164,14 @@ enum Left<T, E> {
 
 type Step<T, E> = Result<(), Left<T, E>>;
 
+/// A message that is new to its window, or was tried before. A record knows better, if it has one.
+fn tried(attempt: u32, rules: Rules) -> Plan {
+    match attempt > rules.retry.max_attempts().get() {
+        true => Plan::Known(Known::Dead { attempts: attempt - 1 }),
+        false => Plan::Ready(Ready { token: None, attempt }),
+    }
+}
+
 impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
     /// Finds out what is to be handled, and remembers it.
     async fn plan(&mut self, batch: &Batch<'_, W::Error>, places: &[usize], owner: Owner) -> Result<Vec<Plan>, Fault> {
@@ -177,7 +188,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                     Verdict::Finished => Plan::Known(Known::Redelivered(None)),
                     Verdict::New { attempts } => {
                         attempt = attempts + 1;
-                        self.tried(attempt)
+                        tried(attempt, batch.rules)
                     }
                 },
                 (Some(Spot::Sequence { source, number, .. }), _) => match self.sources.look(source, *number) {
@@ -186,7 +197,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                         Plan::Known(Known::TooOld)
                     }
                     Sequenced::TooOld => Plan::Ready(Ready { token: None, attempt }),
-                    Sequenced::New { attempts } => self.tried(attempts + 1),
+                    Sequenced::New { attempts } => tried(attempts + 1, batch.rules),
                 },
                 (None, _) => Plan::Ready(Ready { token: None, attempt }),
             };
@@ -200,7 +211,8 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         }
         asked.sort_unstable_by_key(|(_, sighting)| sighting.key);
         let sightings: Vec<&Sighting> = asked.iter().map(|(_, sighting)| *sighting).collect();
-        let said = self.core.admit(&mut self.tx, owner, &sightings, self.brief).await?;
+        let said =
+            self.core.admit(&mut self.tx, owner, &sightings, batch.rules.retry.max_attempts(), self.brief).await?;
         for ((number, sighting), said) in asked.into_iter().zip(said) {
             let Some(plan) = plans.get_mut(number) else { continue };
             *plan = match said {
@@ -220,14 +232,6 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
             };
         }
         Ok(plans)
-    }
-
-    /// A message that is new to its window, or was tried before. A record knows better, if it has one.
-    fn tried(&self, attempt: u32) -> Plan {
-        match attempt > self.core.max_attempts().get() {
-            true => Plan::Known(Known::Dead { attempts: attempt - 1 }),
-            false => Plan::Ready(Ready { token: None, attempt }),
-        }
     }
 
     /// Locks the rows of the producers' sources, so that their numbers are decided one batch after the other.
@@ -494,13 +498,13 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
     /// Notes a failed attempt. Why is in `decided`.
     fn fail(&mut self, batch: &Batch<'_, W::Error>, at: usize, ready: &Ready) {
         let item = &batch.items[at];
-        let retry = &self.core.settings.retry;
+        let retry = &batch.rules.retry;
         let class = match batch.decided[at].as_ref().map_or(ErrorClass::Retryable, Why::class) {
             // Nothing else is held back here: it is tried again as any other.
             ErrorClass::Unavailable if batch.rules.bury && retry.is_in_place() => ErrorClass::Retryable,
             class => class,
         };
-        let used_up = ready.attempt >= self.core.max_attempts().get();
+        let used_up = ready.attempt >= retry.max_attempts().get();
         // No other copy of it may be begun before somebody has buried it.
         let ended = matches!(batch.decided[at], Some(Why::Misused(Misuse::Ended)));
         let dead = !ended && (class == ErrorClass::Fatal || used_up && class == ErrorClass::Retryable);
@@ -519,7 +523,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
             self.finished.push(at);
             self.keep_number(item, None);
         } else {
-            let tries = if dead { self.core.max_attempts().get().max(burnt) } else { burnt };
+            let tries = if dead { retry.max_attempts().get().max(burnt) } else { burnt };
             self.block(item);
             self.failed.push((at, tries));
             self.keep_number(item, Some(tries));

@@ -1,7 +1,7 @@
 //! The windows of the partitions that this process holds.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -26,6 +26,8 @@ struct Inner {
     window: Window,
     /// Where it stood when it was taken.
     began: i64,
+    /// What was delivered since, as runs from and up to without; the last of them only.
+    delivered: VecDeque<(i64, i64)>,
     /// The latest time of a finished message, in milliseconds; `None` if none is known.
     newest: Option<i64>,
     notes: Option<Notes>,
@@ -85,7 +87,15 @@ impl Held {
         };
         let note = row.note.as_deref().map(|note| String::from_utf8_lossy(note).into_owned());
         let newest = note.as_deref().and_then(|note| note.strip_prefix(NEWEST)).and_then(|text| text.parse().ok());
-        let inner = Inner { window, began: next.unwrap_or(0), newest, notes: None, fenced: false, doubt: None };
+        let inner = Inner {
+            window,
+            began: next.unwrap_or(0),
+            newest,
+            delivered: VecDeque::new(),
+            notes: None,
+            fenced: false,
+            doubt: None,
+        };
         let held = Self {
             topic,
             partition,
@@ -102,10 +112,13 @@ impl Held {
     }
 
     /// Notes a message delivered, in the order delivered.
-    pub(super) fn deliver(&self, offset: i64) -> Verdict {
+    ///
+    /// `false` if it comes behind one that was to come after it, and counts as finished only for that: what lies between two that were
+    /// delivered one after the other is not waited for.
+    pub(super) fn deliver(&self, offset: i64) -> bool {
         let mut inner = self.lock();
         let known = inner.window.deliver(offset);
-        inner.verdict(known)
+        inner.note_delivered(offset) || known != Known::Finished
     }
 
     /// What is known of a message.
@@ -206,6 +219,7 @@ impl Held {
             }
         }
         inner.began = at;
+        inner.delivered.clear();
     }
 
     pub(super) fn noted(&self, notes: Notes) {
@@ -213,7 +227,35 @@ impl Held {
     }
 }
 
+/// Runs of delivered offsets that are kept: of a topic with gaps, so many messages at least.
+const RUNS: usize = 16_384;
+
 impl Inner {
+    /// Notes an offset delivered. `false` if it is the first time, and others behind it were delivered before.
+    fn note_delivered(&mut self, offset: i64) -> bool {
+        match self.delivered.back_mut() {
+            Some((_, end)) if *end == offset => *end = offset.saturating_add(1),
+            Some((_, end)) if *end > offset => {
+                let at = self.delivered.partition_point(|(_, end)| *end <= offset);
+                let was = self.delivered.get(at).is_some_and(|(start, _)| *start <= offset);
+                let oldest = self.delivered.front().map_or(0, |(start, _)| *start);
+                if !was && offset >= self.began {
+                    // What was forgotten cannot be told.
+                    let forgotten = self.delivered.len() >= RUNS && offset < oldest;
+                    self.delivered.insert(at, (offset, offset.saturating_add(1)));
+                    return forgotten;
+                }
+            }
+            _ => {
+                if self.delivered.len() >= RUNS {
+                    self.delivered.pop_front();
+                }
+                self.delivered.push_back((offset, offset.saturating_add(1)));
+            }
+        }
+        true
+    }
+
     const fn verdict(&self, known: Known) -> Verdict {
         match known {
             _ if self.fenced => Verdict::Fenced,

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use hapax::Done;
 use hapax::identity::{Identify, header, position};
 use hapax::message::Parts;
-use hapax::Done;
 
 use crate::base::{Base, Site, Tables, everywhere_served, id_of, message};
 use crate::once;
@@ -12,7 +12,7 @@ use crate::support::Relay;
 
 /// The bytes of a commit, as clients send them.
 fn is_commit(bytes: &[u8]) -> bool {
-    bytes.windows(6).any(|word| word == b"COMMIT")
+    bytes.ends_with(b"COMMIT") || bytes.ends_with(b"COMMIT\0")
 }
 
 /// What is kept of the messages.
@@ -47,7 +47,11 @@ async fn run<DB: Base>(committed: bool) {
         let done = once.handle_batch(&batch, effect).await;
         assert_eq!(relay.caught(), before + 1, "{kept}");
         // Handled, by the first try or by the second; and it says so either way.
-        assert!(done.outcomes().iter().all(|done| matches!(done, Ok(Done::Handled(())))), "{kept}: {:?}", done.outcomes());
+        assert!(
+            done.outcomes().iter().all(|done| matches!(done, Ok(Done::Handled(())))),
+            "{kept}: {:?}",
+            done.outcomes()
+        );
         let ran = if committed { 9 } else { 17 };
         assert_eq!(calls.load(Ordering::Relaxed), ran, "{kept}");
         tables.judge::<DB>(&mut conn, 0..9).await;

@@ -8,6 +8,7 @@
 mod support;
 
 mod base;
+mod cancel;
 mod contend;
 mod failing;
 mod killed;

@@ -126,8 +126,10 @@ async fn what_cannot_be_committed_is_found_among_the_others_in_postgres() {
     let pool = Db::pool(&site, 4).await;
     let mut conn = Db::session(&site).await;
     let tables = Tables::make::<Db>(&mut conn).await;
-    let deferred =
-        format!("ALTER TABLE {} ADD CONSTRAINT {0}_once UNIQUE (message) DEFERRABLE INITIALLY DEFERRED", tables.effects);
+    let deferred = format!(
+        "ALTER TABLE {} ADD CONSTRAINT {0}_once UNIQUE (message) DEFERRABLE INITIALLY DEFERRED",
+        tables.effects
+    );
     Db::run(&mut conn, &deferred).await.unwrap();
     let once = crate::tune(&pool, &tables, header("id")).retry(hapax::Retry::none().attempts(9)).build().await.unwrap();
     let batch: Vec<Parts> = (0..9).map(|n| message(n, 0, n)).collect();

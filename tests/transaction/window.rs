@@ -56,7 +56,7 @@ everywhere! {
             old.assigned(&[("orders", 0)]).await.unwrap();
             let effect = async |message: &Parts, conn: &mut DB::Connection| DB::effect(conn, &tables.effects, id_of(message)).await;
             assert!(old.handle_batch(&[at(0)], effect).await.all_finished());
-            if DB::NAME == "sqlite" {
+            if <DB as Base>::NAME == "sqlite" {
                 // One writer: the fence can only be raised between its transactions.
                 assert_eq!(new.assigned(&[("orders", 0)]).await.unwrap()[0].seek, Some(1));
                 let done = old.handle_batch(&[at(1), at(2)], effect).await;
@@ -168,6 +168,23 @@ everywhere! {
         assert!(done_all(&once.handle_batch(&log, effect).await));
         tables.judge::<DB>(&mut conn, 0..200).await;
         assert_eq!(DB::number(&mut conn, &format!("SELECT next FROM {}", tables.windows)).await.unwrap(), 200);
+    }
+}
+
+everywhere! {
+    async fn a_message_that_comes_too_late_is_not_skipped_in_silence<DB>() {
+        let site = DB::site();
+        let pool = DB::pool(&site, 4).await;
+        let mut conn = DB::session(&site).await;
+        let tables = Tables::make::<DB>(&mut conn).await;
+        let once = once(&pool, &tables, position()).await;
+        let effect = async |message: &Parts, conn: &mut DB::Connection| DB::effect(conn, &tables.effects, id_of(message)).await;
+        assert!(done_all(&once.handle_batch(&[at(0), at(5)], effect).await));
+        let done = once.handle_batch(&[at(3), at(5), at(6)], effect).await;
+        assert!(matches!(done.outcomes()[0], Err(TransactError::OutOfOrder { .. })), "{:?}", done.outcomes());
+        assert!(matches!(done.outcomes()[1], Ok(Done::Duplicate { .. })));
+        assert!(matches!(done.outcomes()[2], Ok(Done::Handled(()))));
+        tables.judge::<DB>(&mut conn, [0, 5, 6].into_iter()).await;
     }
 }
 
