@@ -10,23 +10,31 @@ use hapax::engine::{Answer, Arrival, Assigned, Command, Config, Engine, Event, O
 use hapax::frontier::Epoch;
 use hapax::identity::{Fingerprint, Key};
 
-const PARTITIONS: u64 = 4;
-const BATCH: usize = 512;
-
 /// One way to be driven.
 struct Mode {
     name: &'static str,
     order: Order,
     /// Whether messages have records.
     known: bool,
+    /// Partitions that are assigned, each with messages in turn.
+    partitions: u64,
+    /// Messages that come together, of one partition.
+    batch: usize,
 }
 
-const MODES: [Mode; 5] = [
-    Mode { name: "plain", order: Order::Partition, known: false },
-    Mode { name: "partition", order: Order::Partition, known: true },
-    Mode { name: "key", order: Order::Key, known: true },
-    Mode { name: "unordered", order: Order::Unordered, known: true },
-    Mode { name: "plain_unordered", order: Order::Unordered, known: false },
+const fn mode(name: &'static str, order: Order, known: bool) -> Mode {
+    Mode { name, order, known, partitions: 4, batch: 512 }
+}
+
+const MODES: [Mode; 7] = [
+    mode("plain", Order::Partition, false),
+    mode("partition", Order::Partition, true),
+    mode("key", Order::Key, true),
+    mode("unordered", Order::Unordered, true),
+    mode("plain_unordered", Order::Unordered, false),
+    // What many partitions cost where messages come a few at a time, as they do when there is nothing to catch up with.
+    Mode { batch: 8, ..mode("plain_by_eight", Order::Partition, false) },
+    Mode { batch: 8, partitions: 500, ..mode("plain_by_eight_of_500", Order::Partition, false) },
 ];
 
 /// Everything around the engine: says yes to all that it asks, at once.
@@ -41,7 +49,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(order: Order) -> Self {
+    fn new(order: Order, partitions: u64) -> Self {
         let engine = Engine::new(Config { order, ..Config::default() });
         let mut driver = Self {
             engine,
@@ -58,7 +66,7 @@ impl Driver {
             epoch: Epoch::new(n),
             committed: None,
         };
-        driver.feed(Event::Assigned((1..=PARTITIONS).map(assigned).collect()));
+        driver.feed(Event::Assigned((1..=partitions).map(assigned).collect()));
         driver
     }
 
@@ -103,11 +111,11 @@ impl Driver {
 }
 
 fn run(mode: &Mode, messages: usize) -> Duration {
-    let mut driver = Driver::new(mode.order);
+    let mut driver = Driver::new(mode.order, mode.partitions);
     let began = Instant::now();
     let mut at = 0_u64;
     while driver.finished < messages {
-        let arrivals = (0..BATCH)
+        let arrivals = (0..mode.batch)
             .map(|_| {
                 let n = at;
                 at += 1;
@@ -116,7 +124,7 @@ fn run(mode: &Mode, messages: usize) -> Duration {
                 let known = Subject::Known { key: Key::from_bytes(key), fingerprint: Fingerprint::from_bytes(key) };
                 Arrival {
                     ticket: driver.ticket(),
-                    epoch: Epoch::new(1 + (n / BATCH as u64) % PARTITIONS),
+                    epoch: Epoch::new(1 + (n / mode.batch as u64) % mode.partitions),
                     offset: i64::try_from(n).unwrap_or(i64::MAX),
                     lane: Some(n % 1_000),
                     subject: if mode.known { known } else { Subject::Bare },

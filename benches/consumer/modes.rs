@@ -1,8 +1,9 @@
 //! The modes of the consumer at full speed.
 
+use std::future::Ready;
 use std::sync::Arc;
 
-use hapax::consumer::{Consumer, Message};
+use hapax::consumer::{Consumer, MemoryWindows, Message, Plain, plain};
 use hapax::identity::{Identify, header, position};
 use hapax::store::{Cached, DedupStore, MemoryStore};
 use hapax::{Claim, Mode, Once};
@@ -33,16 +34,44 @@ pub async fn topic(
 
 async fn fast(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failure> {
     let messages = figures.args.messages;
-    let topic = topic(figures, topics, &["plain", "position_memory"], Filling::distinct(messages)).await?;
+    let topic =
+        topic(figures, topics, &["plain", "position_memory", "position_memory_records"], Filling::distinct(messages))
+            .await?;
     let brokers = topics.brokers.clone();
-    for (name, bar, mode) in [("plain", 0.9, Mode::AtLeastOnce), ("position_memory", 0.85, Mode::Deduplicated)] {
-        let side = async |side| match side {
-            Side::Bare => loops::bare(config(&brokers), topic.clone(), messages).await,
-            Side::Ours => ours(&brokers, &topic, mode, position(), MemoryStore::new(), messages, messages).await,
-        };
-        figures.measure(name, Bar::Ratio(bar), side).await?;
-    }
-    Ok(())
+    let bare = async || loops::bare(config(&brokers), topic.clone(), messages).await;
+    let without = async |side| match side {
+        Side::Bare => bare().await,
+        Side::Ours => {
+            let clock = Clock::new(messages);
+            let handling = looking(&clock);
+            clock.run(Consumer::new(config(&brokers)).topics([&*topic]), handling, messages).await
+        }
+    };
+    figures.measure("plain", Bar::Ratio(0.9), without).await?;
+    let windows = async |side| match side {
+        Side::Bare => bare().await,
+        Side::Ours => {
+            let clock = Clock::new(messages);
+            let handling = looking(&clock).windows(&MemoryWindows::new());
+            clock.run(Consumer::new(config(&brokers)).topics([&*topic]), handling, messages).await
+        }
+    };
+    figures.measure("position_memory", Bar::Ratio(0.85), windows).await?;
+    let mode = Mode::Deduplicated;
+    let records = async |side| match side {
+        Side::Bare => bare().await,
+        Side::Ours => ours(&brokers, &topic, mode, position(), MemoryStore::new(), messages, messages).await,
+    };
+    figures.measure("position_memory_records", Bar::None, records).await
+}
+
+/// A handler without a store that does nothing.
+fn looking(clock: &Clock) -> Plain<impl Fn(Message) -> Ready<Result<(), Failure>> + Send + Sync + 'static> {
+    let clock = clock.clone();
+    plain(move |message: Message| {
+        clock.handle(&message);
+        std::future::ready(Ok(()))
+    })
 }
 
 /// A consumer with default settings and a handler that does nothing.

@@ -47,12 +47,22 @@ impl Run {
 
 pub struct Figures {
     pub args: Args,
+    /// Whether the processor time that each side takes, all threads together, is stated too: it is steadier than time on a busy machine.
+    pub cpu: bool,
     missed: Vec<String>,
+}
+
+/// Processor time of this process so far, in hundredths of a second; `None` where there is no `/proc`.
+fn cpu() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name before it may hold anything, brackets too.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
 }
 
 impl Figures {
     pub fn new(args: Args) -> Self {
-        Self { args, missed: Vec::new() }
+        Self { args, cpu: false, missed: Vec::new() }
     }
 
     pub fn head(&self, what: &str) {
@@ -82,15 +92,24 @@ impl Figures {
             return Ok(());
         }
         let mut rounds = Vec::new();
+        let mut spent = [Vec::new(), Vec::new()];
         for round in 0..self.args.rounds {
             let named = |error: Failure| Failure::from(format!("{name}: {error}"));
+            let mut timed = async |which| {
+                let before = cpu();
+                let run = side(which).await.map_err(named)?;
+                if let (Some(before), Some(after)) = (before, cpu()) {
+                    spent[usize::from(which == Side::Bare)].push((after - before) as f64 * 1e7 / run.messages as f64);
+                }
+                Ok::<Run, Failure>(run)
+            };
             let (ours, bare);
             if round % 2 == 0 {
-                ours = side(Side::Ours).await.map_err(named)?;
-                bare = side(Side::Bare).await.map_err(named)?;
+                ours = timed(Side::Ours).await?;
+                bare = timed(Side::Bare).await?;
             } else {
-                bare = side(Side::Bare).await.map_err(named)?;
-                ours = side(Side::Ours).await.map_err(named)?;
+                bare = timed(Side::Bare).await?;
+                ours = timed(Side::Ours).await?;
             }
             rounds.push((ours, bare));
         }
@@ -103,6 +122,10 @@ impl Figures {
         };
         let ratio = of(|round| round.0.per_second() / round.1.per_second());
         self.state(name, ours, bare, ratio, bar);
+        let [ours, bare] = spent;
+        if self.cpu && !ours.is_empty() && !bare.is_empty() {
+            println!("#   processor: {:.0} ns a message, {:.0} ns without", median(ours), median(bare));
+        }
         Ok(())
     }
 

@@ -118,7 +118,7 @@ impl Consumer {
 
     /// How many bytes of messages may be in memory here, over all partitions. Default: 64 MiB. At least 1.
     ///
-    /// Counted are the buffers that messages were copied into, each as long as any of its messages lives (512 messages or 1 MiB at most, or one
+    /// Counted are the buffers that messages were copied into, each as long as any of its messages lives (1,024 messages or 1 MiB at most, or one
     /// larger message): keys, payloads, headers, and about 64 bytes for each message. The bound is exceeded by at most one message. Not counted: what
     /// buffers hold in reserve (up to as much again, and 4 MiB of empty ones), and messages that handlers keep after they finished.
     /// A message that waits for a retry is moved to a buffer of its own.
@@ -130,9 +130,11 @@ impl Consumer {
         self
     }
 
-    /// From how many unfinished messages on a partition is paused, so that it does not take the room of the others. Default: 4,096. At least 1.
+    /// From how many unfinished messages on a partition is full: paused as long as it stands still, or takes the room of the others. Default:
+    /// 4,096. At least 1.
     ///
-    /// Not a hard bound: a few batches of 512 may be on their way. [`max_messages`](Self::max_messages) is.
+    /// Not a hard bound: a few batches of 1,024 may be on their way, and a partition that moves on goes beyond it while there is room.
+    /// [`max_messages`](Self::max_messages) is.
     pub const fn partition_messages(mut self, messages: usize) -> Self {
         self.wishes.options.partition_messages = messages;
         self

@@ -139,15 +139,16 @@ impl Engine {
         asked: &mut Vec<Ticket>,
         commands: &mut Vec<Command>,
     ) -> bool {
-        let Some(entry) = self.table.get(ticket).copied().filter(|entry| entry.phase == Phase::Queued) else {
+        let Some(entry) = self.table.get(ticket).filter(|entry| entry.phase == Phase::Queued) else {
             return true;
         };
-        match entry.subject {
+        let (subject, lane) = (entry.subject, entry.lane);
+        match subject {
             Subject::Bare | Subject::Own => self.make_ready(ticket),
             Subject::Refused => self.give_up(ticket, Cause::Identity, commands),
             Subject::Known { .. } if *budget == 0 => return false,
             Subject::Known { key, fingerprint } => {
-                if !self.wait_as_twin(ticket, key, fingerprint, entry.lane) {
+                if !self.wait_as_twin(ticket, key, fingerprint, lane) {
                     self.set(ticket, Phase::Claiming);
                     asked.push(ticket);
                     *budget -= 1;

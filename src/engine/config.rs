@@ -62,7 +62,9 @@ pub struct Config {
     pub on_dead: OnDead,
     /// Messages that one call to the store claims or settles at most.
     pub claims: usize,
-    /// Unfinished messages of one partition from which on it is paused.
+    /// Unfinished messages of all partitions that the driver takes in at most.
+    pub messages: usize,
+    /// Unfinished messages of one partition from which on it is full, and paused if it stands still or takes the others' room.
     pub partition_messages: usize,
     /// How far the delivered end of a partition may be ahead of its first unfinished message, in messages.
     pub span: usize,
@@ -88,6 +90,7 @@ impl Default for Config {
             conflicts: Conflicts::default(),
             on_dead: OnDead::default(),
             claims: 512,
+            messages: 16_384,
             partition_messages: 4_096,
             span: 1 << 17,
             commit_every: Duration::from_secs(1),

@@ -199,19 +199,20 @@ impl Engine {
     }
 
     pub(super) fn move_frontier(&mut self, ticket: Ticket) {
-        let Some(entry) = self.table.get(ticket).copied() else { return };
+        let Some(entry) = self.table.get(ticket) else { return };
+        let (at, slot, offset) = (entry.part, entry.slot, entry.offset);
         if self.config.has(Flaw::LateResultsCount) && self.stage(ticket) == Stage::Gone {
-            self.move_next(entry.part, entry.offset);
+            self.move_next(at, offset);
             return;
         }
         let past_gaps = self.config.has(Flaw::CommitPastGap);
-        let Some(part) = self.parts.get_mut(entry.part as usize).and_then(Option::as_mut) else { return };
+        let Some(part) = self.parts.get_mut(at as usize).and_then(Option::as_mut) else { return };
         if part.stage == Stage::Gone {
             return;
         }
-        part.finish(entry.slot);
+        part.finish(slot);
         if past_gaps {
-            part.finished_beyond(entry.offset);
+            part.finished_beyond(offset);
         }
         self.finished_since += 1;
     }

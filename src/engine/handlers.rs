@@ -147,9 +147,9 @@ impl Engine {
     }
 
     fn ran_one(&mut self, now: Time, ticket: Ticket, how: Ran, commands: &mut Vec<Command>) {
-        let Some(entry) = self.table.get(ticket).copied() else { return };
+        let Some(entry) = self.table.get(ticket) else { return };
         // Nothing is left to tell the store: there is no record, or it was told before.
-        let untold = !entry.holds_claim();
+        let (untold, spent) = (!entry.holds_claim(), entry.spent);
         // A redelivery may be known without anything being asked.
         let silent = Ran::Answered(Answer::Redelivered);
         if !matches!(how, Ran::Unavailable { .. } | Ran::NotBegun | Ran::Lost | Ran::Aborted) && how != silent {
@@ -165,7 +165,7 @@ impl Engine {
             }
             Ran::Finished(ending) => self.finish(ticket, ending),
             Ran::Answered(answer) => self.answered(now, ticket, answer, commands),
-            Ran::Failed { .. } if entry.spent => self.give_up(ticket, Cause::Attempts, commands),
+            Ran::Failed { .. } if spent => self.give_up(ticket, Cause::Attempts, commands),
             Ran::Failed { retry_in, attempt } => {
                 if let Some(entry) = self.table.get_mut(ticket) {
                     entry.looks = 0;
@@ -188,7 +188,7 @@ impl Engine {
             Ran::NotBegun if self.is_live(ticket) && !self.is_blocked(ticket) => self.make_ready(ticket),
             Ran::NotBegun | Ran::Lost => self.put_back(now, ticket, Time::ZERO, untold),
             // Its effect may have happened: the attempt counts.
-            Ran::Aborted if untold && entry.spent => self.finish(ticket, Ending::Handled),
+            Ran::Aborted if untold && spent => self.finish(ticket, Ending::Handled),
             // Nothing counts its attempts; it may have been dropped with others of its call, and be ours still.
             Ran::Aborted if untold => self.resume(now, ticket, Time::ZERO),
             Ran::Aborted => self.end(ticket, Verdict::Failed { retry_in: Time::ZERO }),

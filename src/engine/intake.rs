@@ -35,15 +35,34 @@ impl Engine {
         }
     }
 
-    pub(super) fn delivered(&mut self, arrival: Arrival) {
-        let Arrival { ticket, epoch, offset, lane, subject, .. } = arrival;
-        let at = self.by_epoch.get(&epoch).copied();
+    pub(super) fn delivered_all(&mut self, arrivals: Vec<Arrival>) {
+        // Messages of one partition come in a row.
+        let mut last: Option<(Epoch, Option<u32>)> = None;
+        for arrival in arrivals {
+            let at = match last {
+                Some((epoch, at)) if epoch == arrival.epoch => at,
+                _ => {
+                    let at = self.by_epoch.get(&arrival.epoch).copied();
+                    last = Some((arrival.epoch, at));
+                    at
+                }
+            };
+            self.delivered(at, arrival);
+        }
+    }
+
+    fn delivered(&mut self, at: Option<u32>, arrival: Arrival) {
+        let Arrival { ticket, offset, lane, subject, .. } = arrival;
         let part = at.and_then(|at| self.parts.get_mut(at as usize)?.as_mut()).filter(|part| part.stage == Stage::Live);
-        let place = part.and_then(|part| part.frontier.deliver(offset));
-        let (Some(slot), Some(at)) = (place, at) else {
+        let config = &self.config;
+        let place = part.and_then(|part| Some((part.frontier.deliver(offset)?, !part.watched && part.is_full(config))));
+        let (Some((slot, full)), Some(at)) = (place, at) else {
             self.dropped.push(ticket);
             return;
         };
+        if full {
+            self.look_after(at);
+        }
         self.bare |= !matches!(subject, Subject::Known { .. });
         let hash = match self.config.order {
             Order::Partition => Some(0),
@@ -64,6 +83,13 @@ impl Engine {
 
     fn lane_of(&mut self, at: u32, hash: u64) -> u32 {
         let Some(part) = self.parts.get_mut(at as usize).and_then(Option::as_mut) else { return NONE };
+        if self.config.order == Order::Partition {
+            // It is closed with the partition.
+            if part.lane == NONE {
+                part.lane = *part.lanes.entry(hash).or_insert_with(|| self.lanes.open(at, hash));
+            }
+            return part.lane;
+        }
         *part.lanes.entry(hash).or_insert_with(|| self.lanes.open(at, hash))
     }
 
@@ -143,6 +169,7 @@ impl Engine {
     /// What ends from now on moves nothing.
     fn retire(&mut self, at: u32) {
         if let Some(part) = self.parts.get_mut(at as usize).and_then(Option::as_mut) {
+            self.gone += usize::from(part.stage != Stage::Gone);
             part.stage = Stage::Gone;
             self.by_epoch.remove(&part.frontier.epoch());
         }
@@ -193,12 +220,16 @@ impl Engine {
 
     /// Forgets partitions that are gone and of which nothing is left.
     fn sweep(&mut self) {
+        if self.gone == 0 {
+            return;
+        }
         let is_over = |part: &Partition| part.stage == Stage::Gone && part.in_hand == 0;
         for at in 0..self.parts.len() {
             let Some(part) = self.parts.get_mut(at) else { continue };
             if part.as_ref().is_some_and(is_over)
                 && let Some(part) = part.take()
             {
+                self.gone = self.gone.saturating_sub(1);
                 // In an order that a seed repeats: numbers are given again.
                 let mut lanes: Vec<u32> = part.lanes.into_values().collect();
                 lanes.sort_unstable();

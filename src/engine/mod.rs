@@ -61,7 +61,7 @@ use crate::identity::Key;
 use lanes::Lanes;
 use pace::{Breaker, Pace};
 use partition::Partition;
-use table::{Phase, Table};
+use table::{NONE, Phase, Table};
 
 type ByKey<V> = HashMap<Key, V, foldhash::fast::RandomState>;
 
@@ -144,6 +144,10 @@ pub struct Engine {
     now: Time,
     table: Table,
     parts: Vec<Option<Partition>>,
+    /// Partitions whose intake is to be looked at: those that are full or paused. The others need no look, however many they are.
+    watched: Vec<u32>,
+    /// Partitions that are gone and not forgotten yet.
+    gone: usize,
     by_epoch: HashMap<Epoch, u32, foldhash::fast::RandomState>,
     lanes: Lanes,
     chains: Vec<Chain>,
@@ -207,6 +211,8 @@ impl Engine {
             now: Time::ZERO,
             table: Table::default(),
             parts: Vec::new(),
+            watched: Vec::new(),
+            gone: 0,
             by_epoch: HashMap::default(),
             lanes: Lanes::default(),
             chains: Vec::new(),
@@ -254,7 +260,7 @@ impl Engine {
             Event::Assigned(partitions) => {
                 partitions.into_iter().for_each(|assigned| self.assigned(assigned, commands));
             }
-            Event::Delivered(arrivals) => arrivals.into_iter().for_each(|arrival| self.delivered(arrival)),
+            Event::Delivered(arrivals) => self.delivered_all(arrivals),
             Event::Claimed(answers) => self.claimed(now, answers, commands),
             Event::ClaimFailed { tickets, random } => self.claim_failed(now, tickets, random),
             Event::Ran(ends) => self.ran(now, ends, commands),
@@ -301,8 +307,8 @@ impl Engine {
         let parked = self.parked.peek().map(|Reverse((at, _, _))| *at);
         let commit = (self.finished_since > 0 && !self.committing).then_some(self.next_commit);
         let drains = self.drains.iter().map(|drain| drain.by);
-        let live = self.parts.iter().flatten().filter(|part| part.stage == partition::Stage::Live);
-        let full = live.filter_map(Partition::wake_at);
+        let watched = self.watched.iter().filter_map(|at| self.part(*at));
+        let full = watched.filter(|part| part.stage == partition::Stage::Live).filter_map(Partition::wake_at);
         // What lies behind us was tried already, and waits for something else.
         let ahead = |breaker: &Breaker| Some(breaker.until()).filter(|until| breaker.is_tripped() && *until > self.now);
         let (store, downstream) = (ahead(&self.store), ahead(&self.downstream));
@@ -343,19 +349,40 @@ impl Engine {
     /// Pauses and resumes partitions.
     fn flow(&mut self, now: Time, commands: &mut Vec<Command>) {
         let is_down = self.store.is_tripped() || self.downstream.is_tripped();
-        let (mut pause, mut resume) = (Vec::new(), Vec::new());
-        for part in self.parts.iter_mut().flatten().filter(|part| part.stage == partition::Stage::Live) {
-            match part.flow(now, &self.config, is_down) {
-                Some(true) => pause.push(part.frontier.epoch()),
-                Some(false) => resume.push(part.frontier.epoch()),
-                None => {}
-            }
+        if is_down {
+            // All of them take part.
+            (0..self.parts.len()).for_each(|at| self.look_after(u32::try_from(at).unwrap_or(NONE)));
         }
+        let (mut pause, mut resume) = (Vec::new(), Vec::new());
+        let (parts, config) = (&mut self.parts, &self.config);
+        self.watched.retain(|at| {
+            let Some(part) = parts.get_mut(*at as usize).and_then(Option::as_mut) else { return false };
+            if part.stage == partition::Stage::Live {
+                match part.flow(now, config, is_down) {
+                    Some(true) => pause.push(part.frontier.epoch()),
+                    Some(false) => resume.push(part.frontier.epoch()),
+                    None => {}
+                }
+                part.watched = !part.is_open();
+            } else {
+                part.watched = false;
+            }
+            part.watched
+        });
         if !pause.is_empty() {
             commands.push(Command::Pause(pause));
         }
         if !resume.is_empty() {
             commands.push(Command::Resume(resume));
+        }
+    }
+
+    /// Looks at a partition's intake from now on, until nothing is to be decided about it.
+    fn look_after(&mut self, at: u32) {
+        if let Some(part) = self.parts.get_mut(at as usize).and_then(Option::as_mut)
+            && !std::mem::replace(&mut part.watched, true)
+        {
+            self.watched.push(at);
         }
     }
 

@@ -5,12 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::{Assigned, Position, Time};
+use super::table::NONE;
 use super::{Config, Flaw, PartitionState};
 use crate::frontier::{Frontier, Slot};
 
-/// A partition that is full for this long, and does not finish half of what it may hold meanwhile, is paused. Pausing costs: librdkafka
-/// throws away what it had fetched. One that is quicker is full because Kafka is quicker still, and would be empty before more was fetched again.
+/// A partition that is full for this long is looked at: see [`Partition::flow`].
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
+/// It stands still if it finishes less than this part of what it may hold meanwhile.
+const STILL: usize = 16;
+/// It takes the room of the others if it holds three quarters of all room, and finishes less than this part of what it may hold meanwhile.
+const SLOW: usize = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -45,6 +49,10 @@ pub(super) struct Partition {
     /// What the broker said yes to.
     committed: Option<i64>,
     intake: Intake,
+    /// It is in the engine's list of those to look at.
+    pub(super) watched: bool,
+    /// The one lane of a partition that has no others; [`NONE`] before its first message.
+    pub(super) lane: u32,
     /// Messages finished.
     finished: u64,
     /// One above the highest offset that finished, for [`Flaw::CommitPastGap`] and [`Flaw::LateResultsCount`] alone.
@@ -64,6 +72,8 @@ impl Partition {
             sent: committed,
             committed,
             intake: Intake::Open,
+            watched: false,
+            lane: NONE,
             finished: 0,
             highest: None,
         }
@@ -114,13 +124,26 @@ impl Partition {
         }
     }
 
+    /// Whether it holds as much as it may.
+    pub(super) fn is_full(&self, config: &Config) -> bool {
+        self.frontier.unfinished() >= config.partition_messages || self.frontier.span() >= config.span
+    }
+
+    /// Whether nothing about its intake is to be decided until it is full.
+    pub(super) fn is_open(&self) -> bool {
+        self.intake == Intake::Open
+    }
+
     /// Decides about back-pressure. `Some(true)`: pause it now; `Some(false)`: resume it.
+    ///
+    /// Pausing costs: librdkafka throws away what it had fetched, up to a hundred thousand messages. So what is full is not paused while it moves
+    /// on: where all room is taken, the Kafka thread takes in no more than comes back. Only what stands still is, and what takes the others' room.
     pub(super) fn flow(&mut self, now: Time, config: &Config, is_down: bool) -> Option<bool> {
         let unfinished = self.frontier.unfinished();
         let span = self.frontier.span();
         // Something has to come in to try with whether it is back.
         let is_down = is_down && unfinished > 0;
-        let full = is_down || unfinished >= config.partition_messages || span >= config.span;
+        let full = is_down || self.is_full(config);
         match self.intake {
             Intake::Paused => {
                 let roomy = !is_down && unfinished <= config.partition_messages / 2 && span <= config.span / 2;
@@ -139,7 +162,9 @@ impl Partition {
             }
             Intake::Full(since, before) if now >= since + PATIENCE => {
                 let finished = usize::try_from(self.finished - before).unwrap_or(usize::MAX);
-                let slow = is_down || span >= config.span || finished < config.partition_messages / 2;
+                let part = |of: usize| finished < (config.partition_messages / of).max(1);
+                let hogs = unfinished >= config.messages.saturating_sub(config.messages / 4) && part(SLOW);
+                let slow = is_down || span >= config.span || hogs || part(STILL);
                 self.intake = if slow { Intake::Paused } else { Intake::Full(now, self.finished) };
                 slow.then_some(true)
             }

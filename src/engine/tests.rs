@@ -328,6 +328,23 @@ fn a_full_partition_is_paused_when_it_stays_full() {
 }
 
 #[test]
+fn a_full_partition_that_moves_on_is_paused_only_if_it_takes_the_room_of_the_others() {
+    let is_paused = |messages: usize, finished: usize| {
+        let mut bench = Bench::new(Config { messages, partition_messages: 32, ..Config::default() }, 1);
+        let all: Vec<(i64, u64, u8)> = (0..40).map(|n| (i64::from(n), 0, n + 1)).collect();
+        let t = bench.deliver(1, &all);
+        bench.grant(&t);
+        bench.ran(Ran::Succeeded, &t[..finished]);
+        bench.record();
+        bench.at(partition::PATIENCE);
+        bench.said.iter().any(|said| matches!(said, Command::Pause(_)))
+    };
+    assert!(is_paused(1_000, 0), "it stands still");
+    assert!(!is_paused(1_000, 4), "there is room for the others");
+    assert!(is_paused(44, 4), "there is not");
+}
+
+#[test]
 fn a_batch_handler_gets_what_is_there() {
     let config = Config { order: Order::Key, batch: Some(3), concurrency: 1, ..Config::default() };
     let mut bench = Bench::new(config, 1);

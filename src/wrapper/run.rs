@@ -42,9 +42,7 @@ pub(super) fn run<T, E>(
 }
 
 /// Runs a handler, and catches its panic.
-pub(crate) fn caught<T, E>(
-    handler: impl Future<Output = Result<T, E>>,
-) -> impl Future<Output = Result<T, Failure<E>>> {
+pub(crate) fn caught<T, E>(handler: impl Future<Output = Result<T, E>>) -> impl Future<Output = Result<T, Failure<E>>> {
     AssertUnwindSafe(handler).catch_unwind().map(|ended| match ended {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Failure::Error(error)),

@@ -2,6 +2,7 @@
 
 mod desk;
 mod faults;
+mod leases;
 mod order;
 mod retry;
 
