@@ -87,6 +87,11 @@ impl Assignment {
         self.owned.drain().map(|(_, owned)| owned).collect()
     }
 
+    /// All that are ours.
+    pub(super) fn places(&self) -> impl Iterator<Item = (&str, i32)> {
+        self.owned.values().map(|owned| (&*owned.topic, owned.partition))
+    }
+
     /// The epoch of a partition that is ours.
     pub(super) fn epoch(&self, topic: &str, partition: i32) -> Option<Epoch> {
         self.epochs.get(topic)?.get(&partition).copied()

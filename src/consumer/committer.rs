@@ -53,8 +53,11 @@ impl Committer {
         let work = move || {
             // Ends with the client, in which the sender lives.
             while let Ok(Task { ticket, positions, tell }) = waiting.recv() {
-                let Some(client) = client.upgrade() else { return };
-                bell.tell(Word::Committed(commit(&client, ticket, positions, tell)));
+                bell.tell(Word::Committed(match client.upgrade() {
+                    Some(client) => commit(&client, ticket, positions, tell),
+                    // Whoever waits for the answer gets one.
+                    None => Answered { ticket, tell, over: positions, ..Answered::default() },
+                }));
             }
         };
         thread::Builder::new().name("hapax-commit".into()).spawn(work)?;

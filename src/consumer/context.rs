@@ -4,7 +4,7 @@
 
 mod rebalance;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,8 +73,13 @@ pub(super) struct Context {
     inputs: UnboundedSender<Input>,
     probe: Probe,
     started: Instant,
-    state: Mutex<State>,
-    continuity: Continuity,
+    /// Shared with the client that comes after this one, if one has to.
+    state: Arc<Mutex<State>>,
+    continuity: Arc<Continuity>,
+    /// This client was let into its group.
+    joined: AtomicBool,
+    /// Another client goes on: what this one hears while it is let go means nothing.
+    over: AtomicBool,
     /// Grows with every callback: what was an empty poll, and what was not.
     events: AtomicU64,
     /// Made after the client, which it needs.
@@ -104,7 +109,7 @@ impl Context {
         inputs: UnboundedSender<Input>,
         probe: Probe,
     ) -> Self {
-        let state = Mutex::new(State {
+        let state = Arc::new(Mutex::new(State {
             assignment: Assignment::default(),
             valve: Valve::new(gate, settings.options.max_messages as u64, settings.options.max_bytes as u64),
             summary: Summary::default(),
@@ -115,12 +120,36 @@ impl Context {
             asked: 0,
             answered: 0,
             scratch: Vec::new(),
-        });
+        }));
         let policy = settings.options.on_reset.unwrap_or(OnReset::Refuse);
         let windows = settings.windows.clone();
-        let continuity = Continuity::new(&settings.client, settings.reset, policy, settings.look, windows);
+        let continuity = Arc::new(Continuity::new(&settings.client, settings.reset, policy, settings.look, windows));
         let (started, events) = (Instant::now(), AtomicU64::new(0));
-        Self { settings, bell, inputs, probe, started, state, continuity, events, committer: OnceLock::new() }
+        let (joined, over, committer) = (AtomicBool::new(false), AtomicBool::new(false), OnceLock::new());
+        Self { settings, bell, inputs, probe, started, state, continuity, joined, over, events, committer }
+    }
+
+    /// That of a client which goes on where this one's could not. This one is over.
+    pub(super) fn again(&self) -> Self {
+        self.over.store(true, Ordering::Relaxed);
+        Self {
+            settings: self.settings.clone(),
+            bell: Arc::clone(&self.bell),
+            inputs: self.inputs.clone(),
+            probe: self.probe.clone(),
+            started: self.started,
+            state: Arc::clone(&self.state),
+            continuity: Arc::clone(&self.continuity),
+            joined: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            events: AtomicU64::new(0),
+            committer: OnceLock::new(),
+        }
+    }
+
+    /// Whether this client was ever let into its group.
+    pub(super) fn joined(&self) -> bool {
+        self.joined.load(Ordering::Relaxed)
     }
 
     /// Says that Kafka is polled, and what was counted, to whoever looks.
@@ -268,7 +297,8 @@ impl Context {
     /// Takes in what the broker said to a commit, and tells the pump.
     fn learn(&self, state: &mut State, answered: Answered) {
         let Answered { ticket, tell, accepted, refused, over } = answered;
-        state.answered = ticket;
+        // The thread of a client before this one may answer late.
+        state.answered = state.answered.max(ticket);
         for position in &accepted {
             state.summary.committed(position);
             self.continuity.committed(&position.topic, position.partition, position.offset);
@@ -299,7 +329,7 @@ impl Context {
     }
 
     /// Where partitions go on.
-    pub(super) const fn continuity(&self) -> &Continuity {
+    pub(super) fn continuity(&self) -> &Continuity {
         &self.continuity
     }
 
@@ -325,9 +355,13 @@ impl Context {
 impl ConsumerContext for Context {
     fn pre_rebalance(&self, client: &Client, rebalance: &Rebalance<'_>) {
         self.count_event();
+        if self.over.load(Ordering::Relaxed) {
+            return;
+        }
         match rebalance {
             Rebalance::Assign(partitions) => {
                 info!(partitions = %List(partitions), "assigned");
+                self.joined.store(true, Ordering::Relaxed);
                 self.assigned(client, partitions);
             }
             Rebalance::Revoke(partitions) => {

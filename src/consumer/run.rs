@@ -74,6 +74,7 @@ impl Consumer {
         if once.as_ref().and_then(|once| once.level) == Some(Level::L2) {
             settings.reads_committed()?;
         }
+        handling.retry(&settings.options.retry.unwrap_or_else(|| handling.needs().retry));
         settings.windows = handling.windows().map(|windows| Windowed { windows, runtime: runtime.clone() });
         remembers(&mut settings, once.as_ref()).await?;
         let letters = match settings.dead_letter.clone() {
@@ -190,8 +191,9 @@ fn consume(
     probe: Probe,
 ) -> Result<Summary, ConsumerError> {
     let mut patience = None;
+    let mut context = Context::new(settings.clone(), Arc::clone(&stop.bell), Arc::clone(&gate), inputs, probe);
     let (summary, end) = loop {
-        let client = connect(&settings, &inputs, &gate, &stop.bell, &probe)?;
+        let client = connect(&settings, context, &stop.bell)?;
         let thread = KafkaThread::new(client, Arc::clone(&gate), settings.drain, Arc::clone(&stop), patience);
         match thread.run() {
             Came::Ended(summary, end) => break (summary, end),
@@ -206,6 +208,11 @@ fn consume(
                     );
                     Instant::now() + RELEASE
                 });
+                context = rdkafka::consumer::Consumer::context(&*client).again();
+                leave(client);
+            }
+            Came::Outlived(client) => {
+                context = rdkafka::consumer::Consumer::context(&*client).again();
                 leave(client);
             }
         }
@@ -227,14 +234,7 @@ fn consume(
 }
 
 /// Makes a client that is about to join its group.
-fn connect(
-    settings: &Settings,
-    inputs: &UnboundedSender<Input>,
-    gate: &Arc<Gate>,
-    bell: &Arc<Bell>,
-    probe: &Probe,
-) -> Result<Arc<Client>, ConsumerError> {
-    let context = Context::new(settings.clone(), Arc::clone(bell), Arc::clone(gate), inputs.clone(), probe.clone());
+fn connect(settings: &Settings, context: Context, bell: &Arc<Bell>) -> Result<Arc<Client>, ConsumerError> {
     let made = Client::from_config_and_context(&settings.client, context);
     let mut client = made.map_err(|source| ConsumerError::Client { source })?;
     let ringer = Arc::clone(bell);

@@ -69,6 +69,8 @@ pub(super) enum Came {
     Ended(Summary, Option<End>),
     /// The broker did not let it in, and may let another one in: it still keeps the place of a static member that was killed.
     Refused(Arc<Client>),
+    /// The broker has taken the member for dead, and librdkafka cannot make it come back; another client can join.
+    Outlived(Arc<Client>),
 }
 
 pub(super) struct KafkaThread {
@@ -81,6 +83,8 @@ pub(super) struct KafkaThread {
     patience: Option<Instant>,
     /// With what it was refused.
     refused: Cell<Option<KafkaError>>,
+    /// The group went on without it, and does not let this client in again.
+    outlived: Cell<bool>,
 }
 
 impl KafkaThread {
@@ -91,7 +95,7 @@ impl KafkaThread {
         stop: Arc<Stop>,
         patience: Option<Instant>,
     ) -> Self {
-        Self { client, gate, drain, stop, patience, refused: Cell::new(None) }
+        Self { client, gate, drain, stop, patience, refused: Cell::new(None), outlived: Cell::new(false) }
     }
 
     fn context(&self) -> &Context {
@@ -112,6 +116,14 @@ impl KafkaThread {
                     context.end(error, Some(cure));
                 } else if self.pause(AGAIN) {
                     return Came::Refused(self.client);
+                }
+                continue;
+            }
+            if self.outlived.take() {
+                filling.clear();
+                context.lose(&self.client);
+                if self.pause(AGAIN) {
+                    return Came::Outlived(self.client);
                 }
                 continue;
             }
@@ -178,6 +190,13 @@ impl KafkaThread {
             // A client that was refused is of no use any more, but there may be nothing wrong with the member.
             (KafkaError::MessageConsumptionFatal(Code::UnreleasedInstanceId), _) if self.context().is_new() => {
                 return self.refused.set(Some(error));
+            }
+            // A member of KIP-848's protocol that stood still for longer than its session asks to be let in again as the broker allows nobody to.
+            (KafkaError::MessageConsumptionFatal(Code::InvalidRequest), _) if self.context().joined() => {
+                warn!(
+                    "the group went on without this member, which stood still for longer than its session: a new client joins"
+                );
+                return self.outlived.set(true);
             }
             (KafkaError::MessageConsumptionFatal(_), _) => None,
             // Decided once what was polled before has been taken in.

@@ -203,6 +203,15 @@ impl Context {
         self.resume(client, &paused);
     }
 
+    /// All partitions may be somebody else's by now.
+    pub(in crate::consumer) fn lose(&self, client: &Client) {
+        let mut all = TopicPartitionList::new();
+        for (topic, partition) in self.lock().assignment.places() {
+            all.add_partition(topic, partition);
+        }
+        self.revoked(client, &all, true);
+    }
+
     /// Ends everything: waits for what runs, commits what is finished, forgets all partitions.
     pub(in crate::consumer) fn finish(&self, deadline: Duration, lost: bool) {
         let by = Instant::now() + deadline;

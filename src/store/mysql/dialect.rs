@@ -197,6 +197,8 @@ impl Dialect for Mysql {
             }
             1045 | 1698 => Fault::Refused("the server does not know that user and password.".into()),
             1049 => Fault::Refused("the database is missing: create it first.".into()),
+            // Errors of the server's own files: a full disk, a temporary table that somebody deleted.
+            1..=999 => Fault::Unavailable(format!("it has trouble with its files ({said}).")),
             1034 | 1194 | 1712 => Fault::Corrupt(format!("the table is damaged ({said}).")),
             other => Fault::Refused(format!(
                 "it said: {said} ({other}). Run check() to see whether the table is as it should be."
