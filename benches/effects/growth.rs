@@ -46,13 +46,17 @@ async fn left<B: Base>(messages: usize, way: Way) -> Result<Left, Failure> {
     // The first batch counts here.
     let each = |bytes: i64| bytes as f64 / (run.messages + crate::data::BATCH) as f64;
     let (logged, kept) = (each(B::logged(&place).await? - logged), each(B::kept(&place).await? - kept));
-    let rows = match way {
-        Way::Hand(_) => place.number("SELECT COUNT(*) FROM processed").await?,
-        Way::Together(_) | Way::Each(_) => {
-            let records = place.number("SELECT COUNT(*) FROM hapax_records").await?;
-            records + place.number("SELECT COUNT(*) FROM hapax_windows").await?
-        }
+    let (records, windows) = ("SELECT COUNT(*) FROM hapax_records", "SELECT COUNT(*) FROM hapax_windows");
+    let tables: &[&'static str] = match way {
+        Way::Hand(_) => &["SELECT COUNT(*) FROM processed"],
+        Way::Together(Kept::Window) | Way::Each(Kept::Window) => &[windows],
+        Way::Together(Kept::Records) | Way::Each(Kept::Records) => &[records],
+        Way::Together(Kept::Both) | Way::Each(Kept::Both) => &[records, windows],
     };
+    let mut rows = 0;
+    for table in tables {
+        rows += place.number(table).await?;
+    }
     drop(worker);
     place.close().await?;
     Ok(Left { logged, kept, rows })

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
@@ -132,9 +132,10 @@ async fn f23_a_compacted_topic_with_tombstones_and_repeated_keys() {
         }
     };
     by(&Protocol::ALL, read(whole, "")).await;
-    // One more, after the first segment's time, begins another segment: what is not in that is compacted.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // One more, which says that it is of a time behind the first segment's, begins another segment: what is not in that is compacted.
+    let later = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(60);
     let last = Record::to(&all.1).partition(0).key("key 0").header("id", "last").payload("last");
+    let last = last.timestamp(later.as_millis() as i64);
     all.0.produce_one(last).await;
     let mut compacted = BTreeSet::new();
     let look = || {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hapax::Retry;
 use hapax::consumer::{Consumer, ConsumerError};
+use hapax::observe::Phase;
 use rdkafka::ClientConfig;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio_util::sync::CancellationToken;
@@ -84,7 +85,9 @@ async fn f43_a_shutdown_mid_batch_finishes_what_runs_and_leaves_the_rest() {
     let kafka = MockKafka::start(&[("orders", 1)]);
     kafka.produce(&records("orders", 1, 100)).await;
     let (effects, gate) = (Effects::default(), Gate::default());
-    let member = Member::start(consumer(kafka.consumer_config("g"), "orders"), {
+    let consumed = consumer(kafka.consumer_config("g"), "orders");
+    let monitor = consumed.monitor();
+    let member = Member::start(consumed, {
         let (effects, gate) = (effects.clone(), gate.clone());
         plain(move |message| {
             let (effects, gate) = (effects.clone(), gate.clone());
@@ -100,7 +103,7 @@ async fn f43_a_shutdown_mid_batch_finishes_what_runs_and_leaves_the_rest() {
     gate.holds(1).await;
     let stopping = tokio::spawn(member.stop());
     // The stop is under way, and waits for the handler that runs.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually(PATIENCE, "it closes", async || monitor.snapshot().phase == Phase::Closing).await;
     assert!(!stopping.is_finished());
     gate.open();
     let summary = stopping.await.unwrap();
@@ -369,15 +372,17 @@ async fn f12_the_real_broker_has_the_finished_prefix_over_aborted_transactions()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_committed_for_what_was_only_delivered() {
-    let kafka = MockKafka::start(&[("orders", 1)]);
-    kafka.produce(&records("orders", 1, 10)).await;
+    let kafka = MockKafka::start(&[("orders", 2)]);
+    kafka.produce(&records("orders", 2, 20)).await;
     let gate = Gate::default();
     let waiting = {
         let gate = gate.clone();
-        plain(move |_| {
+        plain(move |message| {
             let gate = gate.clone();
             async move {
-                gate.pass().await;
+                if message.partition() == 0 {
+                    gate.pass().await;
+                }
                 Ok(())
             }
         })
@@ -388,15 +393,23 @@ async fn nothing_is_committed_for_what_was_only_delivered() {
         .drain_deadline(Duration::from_millis(100));
     let member = Member::start(impatient, waiting);
     gate.holds(1).await;
-    // Dozens of commit intervals pass.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(kafka.committed("g", "orders", 0).await, None);
+    // Commits come and go: each time with nothing of the partition whose messages are not finished.
+    for round in 1..=3 {
+        committed_of(&kafka, 1, 10 * round).await;
+        assert_eq!(kafka.committed("g", "orders", 0).await, None);
+        let more = |_| Record::to("orders").partition(1).payload("more");
+        kafka.produce(&(0..10).map(more).collect::<Vec<_>>()).await;
+    }
+    committed_of(&kafka, 1, 40).await;
     let summary = member.stop().await;
     assert_eq!(kafka.committed("g", "orders", 0).await, None);
-    assert_eq!((summary.handled, summary.left, summary.commits), (0, 10, 0));
-    eventually(PATIENCE, "the handler is dropped, not left to finish", async || {
-        gate.open();
-        true
+    assert_eq!((summary.handled, summary.left), (40, 10));
+    eventually(PATIENCE, "the handler is dropped, not left to finish", async || gate.waiting() == 0).await;
+}
+
+async fn committed_of(kafka: &Kafka, partition: i32, offset: i64) {
+    eventually(PATIENCE, &format!("{offset} is committed"), async || {
+        kafka.committed("g", "orders", partition).await == Some(offset)
     })
     .await;
 }

@@ -1,17 +1,16 @@
 //! A member: handles the messages of one partition from the committed offset on, and is killed where it was told to be.
 
-use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use hapax::identity::{Key, Scope, header};
 use hapax::message::Parts;
-use hapax::record::{ClaimOutcome, Extend, ExtendOutcome, Record, RequeueOutcome, Settle, SettleOutcome, Terms};
-use hapax::store::{Ask, Batch, DedupStore, Description, Purged, Report, Retention, StoreError};
+use hapax::record::Settle;
+use hapax::store::{Ask, Batch, DedupStore};
 use hapax::{Claim, Once};
 
+use crate::support::store::{Looks, Watched};
 use crate::table::{MESSAGES, Point, TARGET, Way};
 
 /// The variable that holds what a member is to do.
@@ -77,7 +76,7 @@ async fn live(order: Order) {
         header("id").identity(&message(TARGET)).unwrap()
     };
     let target = scope.key(&identity, "t");
-    let store = Killing { inner: connect(&order.url).await, at: order.killed_at, target };
+    let store = Watched::new(connect(&order.url).await, Killing { at: order.killed_at, target });
     let once = Once::builder(store)
         .in_scope(scope)
         .identify(header("id"))
@@ -155,9 +154,8 @@ async fn connect(url: &str) -> Box<dyn DedupStore> {
     }
 }
 
-/// A store at whose calls the process is killed.
+/// Where among a store's calls the process is killed.
 struct Killing {
-    inner: Box<dyn DedupStore>,
     at: Option<Point>,
     target: Key,
 }
@@ -170,56 +168,16 @@ impl Killing {
     }
 }
 
-impl fmt::Debug for Killing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
-    }
-}
-
-#[async_trait]
-impl DedupStore for Killing {
-    fn describe(&self) -> Description {
-        self.inner.describe()
-    }
-
-    fn retention(&self) -> Retention {
-        self.inner.retention()
-    }
-
-    async fn claim(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
+impl Looks for Killing {
+    fn claiming(&self, asks: &Batch<Ask>) {
         self.pass(Point::BeforeClaim, asks.keys());
-        let outcomes = self.inner.claim(terms, asks).await?;
+    }
+
+    fn claimed(&self, asks: &Batch<Ask>) {
         self.pass(Point::AfterClaim, asks.keys());
-        Ok(outcomes)
     }
 
-    async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
-        let outcomes = self.inner.settle(settles).await?;
+    fn settled(&self, settles: &Batch<Settle>) {
         self.pass(Point::AfterSettle, settles.keys());
-        Ok(outcomes)
-    }
-
-    async fn extend(&self, claims: &Batch<Extend>) -> Result<Vec<ExtendOutcome>, StoreError> {
-        self.inner.extend(claims).await
-    }
-
-    async fn get(&self, keys: &Batch<Key>) -> Result<Vec<Option<Record>>, StoreError> {
-        self.inner.get(keys).await
-    }
-
-    async fn requeue(&self, keys: &Batch<Key>) -> Result<Vec<RequeueOutcome>, StoreError> {
-        self.inner.requeue(keys).await
-    }
-
-    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
-        self.inner.purge(limit).await
-    }
-
-    async fn ensure_schema(&self) -> Result<(), StoreError> {
-        self.inner.ensure_schema().await
-    }
-
-    async fn check(&self) -> Result<Report, StoreError> {
-        self.inner.check().await
     }
 }

@@ -4,24 +4,21 @@
 
 #![cfg(unix)]
 
-use std::fmt;
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use hapax::consumer::letter::{self, Cause, LetterInfo};
 use hapax::consumer::{Consumer, DeadLetter, Message};
-use hapax::identity::{Key, header};
-use hapax::record::{ClaimOutcome, Extend, ExtendOutcome, RequeueOutcome, Settle, SettleOutcome, Terms, Verdict};
-use hapax::store::{
-    Ask, Batch, DedupStore, Description, MemoryStore, Purged, Report, Retention, SqliteStore, StoreError,
-};
+use hapax::identity::header;
+use hapax::record::{Settle, Verdict};
+use hapax::store::{Batch, MemoryStore, SqliteStore};
 use hapax::{Claim, Fatal, Once, Retry};
 use tokio_util::sync::CancellationToken;
 
+use crate::support::store::{Looks, Watched};
 use crate::support::{Kafka, PATIENCE, Record, eventually, eventually_blocking, unique};
 use crate::world::{Effects, header_of, letters};
 
@@ -50,7 +47,7 @@ fn die() -> ! {
 
 async fn live(bootstrap: &str, orders: &str, dead: &str, group: &str, dir: PathBuf, dies_at_settle: bool) {
     let store = SqliteStore::connect(&format!("sqlite:{}", dir.join("records.db").display())).await.unwrap();
-    let once = Once::builder(DyingAtDeath { inner: store, dies: dies_at_settle })
+    let once = Once::builder(Watched::new(store, DyingAtDeath(dies_at_settle)))
         .scope(group, "ship")
         .identify(header("id"))
         .lease(Duration::from_secs(1))
@@ -238,60 +235,13 @@ async fn a_letter_that_comes_again_after_a_kill_is_handled_once() {
     assert_eq!((effects.of("never"), summary.handled, summary.same_id), (1, 1, 1), "{summary}");
 }
 
-/// A store at which the process is killed when something is to be settled as dead.
-struct DyingAtDeath {
-    inner: SqliteStore,
-    dies: bool,
-}
+/// The process is killed when something is to be settled as dead.
+struct DyingAtDeath(bool);
 
-impl fmt::Debug for DyingAtDeath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
-    }
-}
-
-#[async_trait]
-impl DedupStore for DyingAtDeath {
-    fn describe(&self) -> Description {
-        self.inner.describe()
-    }
-
-    fn retention(&self) -> Retention {
-        self.inner.retention()
-    }
-
-    async fn claim(&self, terms: &Terms, asks: &Batch<Ask>) -> Result<Vec<ClaimOutcome>, StoreError> {
-        self.inner.claim(terms, asks).await
-    }
-
-    async fn settle(&self, settles: &Batch<Settle>) -> Result<Vec<SettleOutcome>, StoreError> {
-        if self.dies && settles.items().iter().any(|settle| matches!(settle.verdict, Verdict::Dead)) {
+impl Looks for DyingAtDeath {
+    fn settling(&self, settles: &Batch<Settle>) {
+        if self.0 && settles.items().iter().any(|settle| matches!(settle.verdict, Verdict::Dead)) {
             die();
         }
-        self.inner.settle(settles).await
-    }
-
-    async fn extend(&self, claims: &Batch<Extend>) -> Result<Vec<ExtendOutcome>, StoreError> {
-        self.inner.extend(claims).await
-    }
-
-    async fn get(&self, keys: &Batch<Key>) -> Result<Vec<Option<hapax::record::Record>>, StoreError> {
-        self.inner.get(keys).await
-    }
-
-    async fn requeue(&self, keys: &Batch<Key>) -> Result<Vec<RequeueOutcome>, StoreError> {
-        self.inner.requeue(keys).await
-    }
-
-    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
-        self.inner.purge(limit).await
-    }
-
-    async fn ensure_schema(&self) -> Result<(), StoreError> {
-        self.inner.ensure_schema().await
-    }
-
-    async fn check(&self) -> Result<Report, StoreError> {
-        self.inner.check().await
     }
 }

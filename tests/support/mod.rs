@@ -19,6 +19,7 @@ pub mod kafka;
 pub mod net;
 pub mod relay;
 pub mod servers;
+pub mod store;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, Ordering};
