@@ -12,7 +12,6 @@ use super::core::Core;
 use super::error::{TransactBatch, TransactError, Transacted, finished};
 use super::outcome::{Failed, Item, Known, Outcome, Prepared, Spot, Why, Work};
 use super::sealed::Sealed;
-use super::trial::Rules;
 use super::{Transactional, TransactionalDatabase};
 use crate::message::MessageView;
 use crate::record::{Origin, Seen};
