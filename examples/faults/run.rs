@@ -74,8 +74,9 @@ pub fn now() -> Time {
 
 impl<'g> Run<'g> {
     pub fn prepare(orders: &'g Orders, ground: &'g Ground, subject: Subject, folder: &Path) -> Self {
-        let mut random =
-            Random::new(orders.seed ^ subject.name.bytes().fold(0, |sum, byte| sum * 31 + u64::from(byte)));
+        let mut random = Random::new(
+            orders.seed ^ subject.name.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31) + u64::from(byte)),
+        );
         let protocol = orders.protocol.unwrap_or_else(|| random.pick(&["cooperative", "classic", "consumer"]));
         let order = orders.order.unwrap_or_else(|| random.pick(&["partition", "key", "unordered"]));
         let store = Store::start(subject);
