@@ -109,6 +109,9 @@ pub trait Drive: Send + Sync + 'static {
     /// What it asks of the engine.
     fn needs(&self) -> Needs;
 
+    /// How often and when failed messages are tried again: the consumer's word, which wins over [`Needs::retry`].
+    fn retry(&self, _: &Retry) {}
+
     /// Mode, level, store and warnings, for the start-up report.
     fn describe(&self) -> String;
 

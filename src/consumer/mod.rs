@@ -47,6 +47,8 @@
 //!   this consumer's memory.
 //! - **Resets and replays**: where the group's offset is gone or out of range, or the topic was deleted and made again under its name, that is
 //!   noticed before anything is handled, and [refused, warned of or accepted](Consumer::on_reset). `auto.offset.reset` never jumps in silence.
+//! - **Transactions**: where effects are in PostgreSQL, MySQL, MariaDB or SQLite, [`Once::transactional`](crate::Once::transactional) has a handler run inside
+//!   the transaction that remembers the message (level L2). Its windows say where partitions go on, and win over the group's offsets.
 //! - **A store that is away**: partitions fill up and are paused, nothing is committed, nothing is lost, no attempt is used up.
 
 mod assignment;

@@ -154,14 +154,19 @@ impl fmt::Display for Report<'_> {
         line("guarantee", &self.guarantee())?;
         if let Some(once) = self.once {
             if once.mode != Mode::AtLeastOnce {
-                let kept = (Span(once.retention.succeeded), Span(once.retention.dead));
-                line(
-                    "store",
-                    &format_args!(
-                        "{}; remembers what succeeded for {}, what is dead for {}",
-                        once.store, kept.0, kept.1
-                    ),
-                )?;
+                let (succeeded, dead) = (once.retention.succeeded, once.retention.dead);
+                if succeeded == Duration::MAX {
+                    line("store", &format_args!("{}; forgets nothing by itself", once.store))?;
+                } else {
+                    let kept = (Span(succeeded), Span(dead));
+                    line(
+                        "store",
+                        &format_args!(
+                            "{}; remembers what succeeded for {}, what is dead for {}",
+                            once.store, kept.0, kept.1
+                        ),
+                    )?;
+                }
                 line("identity", &Self::identity(once))?;
             }
             for finding in &once.findings {
@@ -334,6 +339,10 @@ mod tests {
         assert!(!bare.contains("identity"), "nothing is remembered");
         says(Some(described(Mode::Deduplicated, Some(Level::L0))), "level L0: an effect may repeat after");
         says(Some(described(Mode::Deduplicated, Some(Level::L0))), "a store that forgot");
+        let mut once = described(Mode::Deduplicated, Some(Level::L2));
+        once.retention = Retention { succeeded: Duration::MAX, dead: Duration::MAX, unsettled: Duration::MAX };
+        let text = says(Some(once), "level L2: no effect repeats in that database");
+        assert!(text.contains("; forgets nothing by itself\n"), "{text}");
     }
 
     #[test]

@@ -223,6 +223,32 @@ mod tests {
     }
 
     #[test]
+    fn a_window_wins_over_what_is_committed_and_the_difference_is_named() {
+        for committed in [None, Some(10), Some(70), Some(95)] {
+            let mut seen = Seen { known: Some(99), ..self::seen(committed, 0, 100) };
+            seen.follow(70, own(70, 0, 100, Look::Same).mark);
+            seen.look = Look::Same;
+            let resume = decide(&seen, Reset::Latest, OnReset::Refuse);
+            assert_eq!((resume.at, resume.continues, resume.finding), (Some(70), true, None), "{committed:?}");
+            let named = (committed != Some(70)).then_some(Finding::Window { next: 70, committed });
+            assert_eq!(seen.difference(), named);
+            assert!(named.is_none_or(|finding| !finding.breaks()));
+            assert_eq!(named.is_some_and(|finding| finding.is_odd()), committed == Some(95), "set forward by hand");
+            // Its row says which topic it was, as a commit does.
+            seen.look = Look::Other;
+            let other = decide(&seen, Reset::Earliest, OnReset::Refuse);
+            assert_eq!((other.at, other.finding), (None, Some(Finding::OtherMessage { next: 70, offset: 69 })));
+            seen.high = 50;
+            let past = decide(&seen, Reset::Earliest, OnReset::Accept);
+            assert_eq!((past.at, past.finding), (Some(0), Some(Finding::PastEnd { next: 70, high: 50 })));
+        }
+        // A row without a note, as a loop of somebody's own leaves it.
+        let mut bare = seen(Some(70), 0, 100);
+        bare.follow(70, None);
+        assert_eq!(decide(&bare, Reset::Earliest, OnReset::Refuse).finding, None);
+    }
+
+    #[test]
     fn without_an_offset() {
         let fresh = seen(None, 10, 100);
         for policy in POLICIES {

@@ -36,6 +36,7 @@ use crate::frontier::Epoch;
 use crate::identity::{IdentityError, Key};
 use crate::message::MessageView;
 use crate::record::{Seen, SettleOutcome};
+use crate::retry::Retry;
 use crate::store::StoreError;
 use crate::transaction::seam::{Buried, Core, Held, Item, Known, Outcome, Pinned, Prepared, Rules, Work};
 use crate::transaction::{Transactional, TransactionalDatabase};
@@ -102,6 +103,8 @@ pub struct InTransaction<DB: TransactionalDatabase, S> {
     core: Arc<Core<DB>>,
     records: Remembering<DB>,
     shape: S,
+    /// The consumer's.
+    retry: OnceLock<Retry>,
 }
 
 impl<DB: TransactionalDatabase, S> fmt::Debug for InTransaction<DB, S> {
@@ -114,7 +117,7 @@ impl<DB: TransactionalDatabase, S> InTransaction<DB, S> {
     fn new(once: &Transactional<DB>, shape: S) -> Self {
         let core = Arc::clone(&once.core);
         let records = Remembering { core: Arc::clone(&core), bound: Arc::default(), threads: Arc::default() };
-        Self { core, records, shape }
+        Self { core, records, shape, retry: OnceLock::new() }
     }
 }
 
@@ -274,13 +277,20 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> InTransaction<DB, S> {
         let work = Working { shape: &self.shape, messages: &messages };
         let outcomes = match items.is_empty() {
             true => Vec::new(),
-            false => self.core.run(&items, &work, Rules { bury: false }).await,
+            false => {
+                let retry = self.retry.get().copied().unwrap_or_else(|| self.core.retry());
+                self.core.run(&items, &work, Rules { bury: false, retry }).await
+            }
         };
         self.hear_of_fences(&items, &outcomes);
         let mut outcomes = outcomes.into_iter();
         let mut ended = |kept: &Arc<Kept>| match &kept.refused {
             Some(_) => Ended::Answered(Answer::Refused),
-            None => outcomes.next().map_or(Ended::NotBegun, |outcome| ended(kept, outcome)),
+            None => outcomes.next().map_or(Ended::NotBegun, |outcome| match outcome {
+                // Passed, as the policy for such numbers says; conflicts have one of their own.
+                Outcome::Known(Known::TooOld) if self.core.skips_too_old() => Ended::Finished(Ending::Conflict),
+                outcome => ended(kept, outcome),
+            }),
         };
         kept.iter().map(&mut ended).collect()
     }
@@ -326,6 +336,10 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> Drive for InTransaction<DB, S> {
     fn needs(&self) -> Needs {
         let (retry, conflicts) = (self.core.retry(), self.core.conflicts());
         Needs { retry, conflicts, settle_first: false, batch: Some(self.core.most()) }
+    }
+
+    fn retry(&self, retry: &Retry) {
+        let _ = self.retry.set(*retry);
     }
 
     fn describe(&self) -> String {

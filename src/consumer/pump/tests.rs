@@ -4,6 +4,7 @@ mod desk;
 mod faults;
 mod leases;
 mod order;
+mod own;
 mod retry;
 
 #[allow(dead_code, unreachable_pub)]
