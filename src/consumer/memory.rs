@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -103,6 +104,8 @@ struct Part {
 struct Inner {
     /// `None` until something was delivered.
     window: Option<Window>,
+    /// The member and assignment that the window is told of by: only one reads a partition from its mark on, in order.
+    reader: Option<(u64, Epoch)>,
     /// Grows when the topic is another one: what was begun before says nothing of it.
     topics: u64,
     /// In some member's hand.
@@ -131,16 +134,18 @@ impl Inner {
     /// Another topic has taken the name, or nothing of this one is finished. A handler that still runs from before is no longer waited for: its
     /// offset may be another message's.
     fn forget(&mut self, window: Option<Window>) {
-        let (topics, note) = (self.topics + 1, self.note.take());
-        *self = Self { window, topics, note, ..Self::default() };
+        let (reader, topics, note) = (self.reader, self.topics + 1, self.note.take());
+        *self = Self { window, reader, topics, note, ..Self::default() };
     }
 }
 
-impl Windows for MemoryWindows {
+impl Windows for Remembered {
     fn assigned<'a>(&'a self, places: &'a [Place]) -> Raising<'a> {
         let standing = |(topic, partition): &Place| {
-            let part = self.part(topic, *partition);
+            let part = self.windows.part(topic, *partition);
             let mut inner = open(&part.inner);
+            // What is looked at from now on, before the assignment begins, is of one that is over.
+            inner.reader = None;
             let Some((next, text)) = inner.noted.clone() else {
                 // Nothing finished: wherever reading begins is right. What another member still has in hand may finish in between.
                 if inner.held.is_empty() {
@@ -157,10 +162,11 @@ impl Windows for MemoryWindows {
         Box::pin(async move { Ok(standings) })
     }
 
-    fn begin(&self, (topic, partition): &Place, _: Epoch, at: Option<i64>, note: Note) {
-        let part = self.part(topic, *partition);
+    fn begin(&self, (topic, partition): &Place, epoch: Epoch, at: Option<i64>, note: Note) {
+        let part = self.windows.part(topic, *partition);
         let mut inner = open(&part.inner);
         inner.note = Some(note);
+        inner.reader = Some((self.member, epoch));
         let Some(at) = at else { return };
         match (inner.noted.as_ref().map(|(next, _)| *next), &mut inner.window) {
             (Some(noted), Some(window)) if at >= noted => window.raise(at),
@@ -229,6 +235,8 @@ impl InHand {
 #[derive(Debug)]
 pub struct Remembered {
     windows: MemoryWindows,
+    /// No two members share one.
+    member: u64,
     /// The partition of the last message: the next one is mostly of it, too.
     last: Mutex<Option<Arc<Part>>>,
 }
@@ -240,6 +248,12 @@ impl fmt::Debug for Part {
 }
 
 impl Remembered {
+    fn new(windows: &MemoryWindows) -> Self {
+        static MEMBERS: AtomicU64 = AtomicU64::new(0);
+        let member = MEMBERS.fetch_add(1, Ordering::Relaxed);
+        Self { windows: windows.clone(), member, last: Mutex::new(None) }
+    }
+
     fn part(&self, message: &dyn MessageView) -> Arc<Part> {
         let (topic, partition) = (message.topic(), message.partition());
         let mut last = open(&self.last);
@@ -253,16 +267,19 @@ impl Remembered {
 impl Records for Remembered {
     type State = InHand;
 
-    fn look(&self, message: &dyn MessageView, _: Epoch) -> (Subject, InHand) {
+    fn look(&self, message: &dyn MessageView, epoch: Epoch) -> (Subject, InHand) {
         let (part, offset) = (self.part(message), message.offset());
         let mut inner = open(&part.inner);
         let topics = inner.topics;
-        let mut known = inner.window.get_or_insert_with(|| Window::at(offset)).deliver(offset);
-        if known == Known::Finished && inner.noted.is_none() {
-            // Nothing was: reading begins further down than it did before.
-            known = inner.window.insert(Window::at(offset)).deliver(offset);
-        }
-        let fresh = known == Known::Unfinished { attempts: 0 } && inner.held.insert(offset);
+        // What comes late of an assignment that is over is not delivered in order: the window would take what lies before it for passed.
+        let fresh = inner.reader == Some((self.member, epoch)) && {
+            let mut known = inner.window.get_or_insert_with(|| Window::at(offset)).deliver(offset);
+            if known == Known::Finished && inner.noted.is_none() {
+                // Nothing was: reading begins further down than it did before.
+                known = inner.window.insert(Window::at(offset)).deliver(offset);
+            }
+            known == Known::Unfinished { attempts: 0 } && inner.held.insert(offset)
+        };
         drop(inner);
         // What is new is begun at once; of all else it is asked when its turn comes.
         let subject = if fresh {
@@ -366,10 +383,17 @@ impl Records for Remembered {
 }
 
 /// A handler whose messages are remembered by [`MemoryWindows`]: what a consumer runs. Made by [`Plain::windows`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct InWindows<D> {
     inner: Arc<D>,
     records: Arc<Remembered>,
+}
+
+impl<D> Clone for InWindows<D> {
+    /// For another member.
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), records: Arc::new(Remembered::new(&self.records.windows)) }
+    }
 }
 
 impl<F> Plain<F> {
@@ -395,8 +419,7 @@ impl<F> Plain<F> {
     /// ```
     #[must_use]
     pub fn windows(self, windows: &MemoryWindows) -> InWindows<Self> {
-        let records = Remembered { windows: windows.clone(), last: Mutex::new(None) };
-        InWindows { inner: Arc::new(self), records: Arc::new(records) }
+        InWindows { inner: Arc::new(self), records: Arc::new(Remembered::new(windows)) }
     }
 }
 
@@ -420,7 +443,7 @@ impl<D: Drive<Records = Nobody>> Drive for InWindows<D> {
     }
 
     fn windows(&self) -> Option<Arc<dyn Windows>> {
-        Some(Arc::new(self.records.windows.clone()))
+        Some(Arc::clone(&self.records) as Arc<dyn Windows>)
     }
 
     fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {

@@ -1,73 +1,61 @@
 //! Windows in memory: redelivery is answered without a record for a message.
 
+use std::future::{Ready, ready};
 use std::time::Duration;
 
 use hapax::Retry;
-use hapax::consumer::{Failure, MemoryWindows, plain};
+use hapax::consumer::{Failure, Handling, MemoryWindows, Message, Plain, Summary, plain};
 
-use crate::support::{MockKafka, Record};
-use crate::world::{Counter, Effects, Gate, Member, committed, consumer, records};
+use crate::support::{Kafka, MockKafka, unique};
+use crate::world::{Counter, Effects, Member, committed, consumer, records};
 
-/// A member whose commits come too late, dropped in the middle of its work: all it did is delivered again.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f1_nothing_is_handled_again_by_the_next_member() {
-    let kafka = MockKafka::start(&[("orders", 2)]);
-    kafka.produce(&records("orders", 2, 1_000)).await;
-    let (windows, effects, gate) = (MemoryWindows::new(), Effects::default(), Gate::default());
-    let handler = || {
-        let (effects, gate) = (effects.clone(), gate.clone());
-        plain(move |message: hapax::Message| {
-            let (effects, gate) = (effects.clone(), gate.clone());
-            async move {
-                if message.offset() == 250 {
-                    gate.pass().await;
-                }
-                effects.note(&message);
-                Ok::<_, Failure>(())
-            }
-        })
-        .windows(&windows)
-    };
-    let first = consumer(kafka.consumer_config("g"), "orders").commit_every(Duration::from_secs(600));
-    let first = Member::start(first, handler());
-    gate.holds(2).await;
-    effects.reach(500).await;
-    first.abort().await;
-    gate.open();
-    let second = Member::start(consumer(kafka.consumer_config("g"), "orders"), handler());
-    effects.reach(1_000).await;
-    committed(&kafka, "g", "orders", &[500, 500]).await;
+/// Handles all that there is, loses the group's offsets, and goes on with another member when more has come.
+async fn round<H: Handling>(handling: impl Fn(&Effects) -> H) -> (Effects, Summary) {
+    let kafka = Kafka::real();
+    let (topic, group) = (unique("windows"), unique("g"));
+    kafka.create_topic(&topic, 2).await;
+    kafka.produce(&records(&topic, 2, 600)).await;
+    let effects = Effects::default();
+    let first = Member::start(consumer(kafka.consumer_config(&group), &topic), handling(&effects));
+    committed(&kafka, &group, &topic, &[300, 300]).await;
+    assert_eq!(first.stop().await.handled, 600);
+    // `auto.offset.reset` starts from the first message.
+    kafka.delete_group(&group).await;
+    kafka.produce(&records(&topic, 2, 400)).await;
+    let second = Member::start(consumer(kafka.consumer_config(&group), &topic), handling(&effects));
+    committed(&kafka, &group, &topic, &[500, 500]).await;
     let summary = second.stop().await;
-    assert!(effects.counts().values().all(|count| *count == 1), "{summary:?}");
-    assert_eq!(summary.handled, 500, "{summary:?}");
+    assert_eq!(effects.distinct(), 1_000);
+    (effects, summary)
+}
+
+fn noting(effects: &Effects) -> Plain<impl Fn(Message) -> Ready<Result<(), Failure>> + Send + Sync + 'static> {
+    let effects = effects.clone();
+    plain(move |message: Message| {
+        effects.note(&message);
+        ready(Ok(()))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f20_lost_offsets_repeat_no_effect() {
+    let windows = MemoryWindows::new();
+    let (effects, summary) = round(|effects| noting(effects).windows(&windows)).await;
+    assert!(effects.counts().values().all(|count| *count == 1), "{summary}");
+    assert_eq!(summary.handled, 400, "{summary}");
+    assert_eq!(windows.len(), 2);
     for partition in 0..2 {
-        let window = windows.window("orders", partition).unwrap();
+        let topic = &effects.counts().into_keys().next().unwrap().0;
+        let window = windows.window(topic, partition).unwrap();
         assert_eq!((window.next(), window.encode()), (500, Vec::new()));
     }
 }
 
 /// Without windows the same run repeats: the test above can fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_windows_the_next_member_repeats() {
-    let kafka = MockKafka::start(&[("orders", 1)]);
-    kafka.produce(&records("orders", 1, 10)).await;
-    let effects = Effects::default();
-    let handler = || {
-        let effects = effects.clone();
-        plain(move |message: hapax::Message| {
-            effects.note(&message);
-            std::future::ready(Ok::<_, Failure>(()))
-        })
-    };
-    let first = consumer(kafka.consumer_config("g"), "orders").commit_every(Duration::from_secs(600));
-    let first = Member::start(first, handler());
-    effects.reach(10).await;
-    first.abort().await;
-    kafka.produce(&[Record::to("orders").payload("last")]).await;
-    let second = Member::start(consumer(kafka.consumer_config("g"), "orders"), handler());
-    effects.reach(11).await;
-    second.stop().await;
-    assert!(effects.counts().values().any(|count| *count == 2));
+async fn without_windows_lost_offsets_repeat_everything() {
+    let (effects, summary) = round(noting).await;
+    assert_eq!(effects.counts().values().filter(|count| **count == 2).count(), 600, "{summary}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,7 +65,7 @@ async fn what_fails_is_tried_again_and_counted() {
     let (windows, effects, tries) = (MemoryWindows::new(), Effects::default(), Counter::default());
     let handler = {
         let (effects, tries) = (effects.clone(), tries.clone());
-        plain(move |message: hapax::Message| {
+        plain(move |message: Message| {
             let (effects, tries) = (effects.clone(), tries.clone());
             async move {
                 if message.offset() == 7 && tries.up() < 4 {

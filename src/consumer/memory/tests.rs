@@ -15,13 +15,13 @@ impl Hands<InHand> for Vec<Option<InHand>> {
 
 impl Member {
     fn of(windows: &MemoryWindows) -> Self {
-        Self { records: Remembered { windows: windows.clone(), last: Mutex::new(None) }, hands: Vec::new() }
+        Self { records: Remembered::new(windows), hands: Vec::new() }
     }
 
     /// Takes the partition. Where to go on, if that is known.
     async fn assigned(&self, at: Option<i64>) -> Option<i64> {
         let place = ("orders".to_owned(), 0);
-        let windows = &self.records.windows;
+        let windows = &self.records;
         let standing = windows.assigned(std::slice::from_ref(&place)).await.unwrap().remove(0);
         let at = at.filter(|at| standing.next != Some(*at));
         windows.begin(&place, Epoch::new(1), at, Arc::new(|next| Some(format!("below {next}"))));
@@ -112,6 +112,29 @@ async fn what_another_member_has_in_hand_waits() {
     assert_eq!(first.claim(slow).await, Answer::Redelivered);
     second.succeed(two);
     assert_eq!(windows.window("orders", 0).unwrap().next(), 3);
+}
+
+/// What was fetched under an assignment that is over, and is looked at only after another member has begun to read.
+#[tokio::test]
+async fn what_comes_late_does_not_move_the_mark_over_what_is_still_to_come() {
+    let windows = MemoryWindows::new();
+    let (mut first, mut second) = (Member::of(&windows), Member::of(&windows));
+    first.assigned(None).await;
+    let done = first.fresh(0);
+    first.succeed(done);
+    assert_eq!(second.assigned(None).await, Some(1));
+    let (late, fresh) = first.deliver(9);
+    assert!(!fresh);
+    assert_eq!(first.claim(late).await, Answer::Acquired { attempt: 1 });
+    first.succeed(late);
+    for offset in 1..9 {
+        let ticket = second.fresh(offset);
+        second.succeed(ticket);
+    }
+    let (again, fresh) = second.deliver(9);
+    assert!(!fresh);
+    assert_eq!(second.claim(again).await, Answer::Redelivered);
+    assert_eq!(windows.window("orders", 0).unwrap().next(), 10);
 }
 
 #[tokio::test]
