@@ -7,7 +7,7 @@ use hapax::message::Parts;
 use hapax::{Done, TransactError};
 use tokio::sync::Notify;
 
-use crate::base::{Base, Tables, everywhere, id_of, message};
+use crate::base::{Tables, everywhere, id_of, message};
 use crate::{once, tune};
 
 fn at(offset: i64) -> Parts {
@@ -56,7 +56,7 @@ everywhere! {
             old.assigned(&[("orders", 0)]).await.unwrap();
             let effect = async |message: &Parts, conn: &mut DB::Connection| DB::effect(conn, &tables.effects, id_of(message)).await;
             assert!(old.handle_batch(&[at(0)], effect).await.all_finished());
-            if <DB as Base>::NAME == "sqlite" {
+            if DB::KIND == "sqlite" {
                 // One writer: the fence can only be raised between its transactions.
                 assert_eq!(new.assigned(&[("orders", 0)]).await.unwrap()[0].seek, Some(1));
                 let done = old.handle_batch(&[at(1), at(2)], effect).await;
