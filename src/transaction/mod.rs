@@ -74,6 +74,16 @@ use crate::wrapper::Counts;
 /// [`TransactError::OtherMessage`]. A topic that was made again and has *grown beyond* the window is not noticed here: compare the topic's id, or keep
 /// records too. The consumer of this crate looks at more.
 ///
+/// # What a handler's transaction is
+///
+/// | database | begun with | waits for locks |
+/// |---|---|---|
+/// | PostgreSQL | the isolation that is the default of user and database | at most the [lock timeout](TransactionalBuilder::lock_timeout) |
+/// | MySQL, MariaDB | `READ COMMITTED`, and `autocommit` off until it is over | the same, in whole seconds |
+/// | SQLite | `BEGIN IMMEDIATE`: the batches of a process take turns | as the pool's `busy_timeout` says |
+///
+/// What is set for it is put back before the connection goes back to your pool.
+///
 /// # Runtime
 ///
 /// Needs a tokio runtime with time enabled. Commits and rollbacks run in tasks of their own.

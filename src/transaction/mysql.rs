@@ -47,7 +47,7 @@ impl Transact for Mysql {
     ///   writes next would be committed statement by statement, without our rows. So it goes into another transaction, which is rolled back
     ///   when the savepoint turns out to be gone;
     /// - `READ COMMITTED`. By default an insert that meets a duplicate locks the gap before it too: batches of random keys then stand in each
-    ///   other's gaps, and deadlock. And a snapshot of the whole batch would show its last message what was true before its first.
+    ///   other's gaps, and may deadlock. And a snapshot of the whole batch would show its last message what was true before its first.
     async fn begin(&self, conn: &mut MySqlConnection, patience: Duration) -> Result<(), Error> {
         let seconds = patience.as_millis().div_ceil(1000).clamp(1, 1_000_000);
         let text = format!(
