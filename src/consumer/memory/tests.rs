@@ -203,7 +203,7 @@ async fn where_nothing_finished_nothing_is_taken_for_finished() {
 #[tokio::test]
 async fn many_messages_leave_one_small_window() {
     let windows = MemoryWindows::new();
-    let mut member = Member::of(&windows);
+    let member = Member::of(&windows);
     member.assigned(None).await;
     for offset in 0..200_000 {
         let (subject, mut hand) = member.records.look(&Parts::new("orders").at(0, offset), Epoch::new(1));
