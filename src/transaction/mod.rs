@@ -13,6 +13,8 @@
 //! - [`link`] sees to it that no connection goes back to its pool inside a transaction; [`dialect`] is what each database does in its own way.
 
 mod builder;
+#[cfg_attr(not(feature = "kafka"), allow(dead_code))]
+mod bury;
 #[cfg(all(test, feature = "sqlite"))]
 mod contract;
 mod core;
@@ -20,12 +22,15 @@ mod dialect;
 mod error;
 mod handle;
 mod link;
+mod moving;
 #[cfg(feature = "mysql")]
 mod mysql;
 mod outcome;
+mod plan;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod records;
+mod recover;
 mod runner;
 #[cfg(feature = "kafka")]
 pub(crate) mod seam;

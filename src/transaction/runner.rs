@@ -6,17 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::core::{Core, finish};
+use super::core::Core;
 use super::dialect::{Source, Transact};
-use super::link::{Committed, sorted};
 use super::outcome::{Item, Known, Misuse, Outcome, Pinned, Spot, Why, Work};
-use super::records::ending;
 use super::sealed::Sealed;
-use super::trial::{Batch, Moving, Outcomes, Rules, Stop, Wrote};
+use super::trial::{Batch, Outcomes, Rules, Stop, Wrote};
 use super::windows::{Held, Verdict};
-use crate::record::{Fence, Owner, Record, Sighting, State, Token};
-use crate::store::StoreError;
-use crate::store::cells::{Change, Ending};
 use crate::store::sql::{Dialect, Fault, jitter};
 use crate::wrapper::{ErrorClass, OnConflict, pause};
 
@@ -46,15 +41,6 @@ impl Part {
         let second = places.split_off(places.len() / 2);
         [Self { places, tries, over, brief }, Self { places: second, tries, over, brief }]
     }
-}
-
-/// What became of a message that was given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Buried {
-    /// It is recorded as dead, and its window has moved past it.
-    Recorded,
-    /// It was handled meanwhile, or its partition belongs to another process: nothing was changed.
-    Refused,
 }
 
 struct Run<'a, DB: Sealed, W: Work<DB>> {
@@ -97,7 +83,7 @@ impl<DB: Sealed> Core<DB> {
         outcomes.map(|outcome| outcome.unwrap_or(Outcome::NotBegun)).collect()
     }
 
-    fn held_of(&self, items: &[Item]) -> Vec<Option<Arc<Held>>> {
+    pub(super) fn held_of(&self, items: &[Item]) -> Vec<Option<Arc<Held>>> {
         let mut last: Option<(&Item, Option<Arc<Held>>)> = None;
         let mut held = Vec::with_capacity(items.len());
         for item in items {
@@ -119,206 +105,6 @@ impl<DB: Sealed> Core<DB> {
             last = Some((item, found));
         }
         held
-    }
-
-    /// Finds out what a lost commit came to, for those windows that are in doubt.
-    async fn resolve(&self, doubtful: &[Arc<Held>]) -> Result<(), Fault> {
-        for held in doubtful {
-            let _moving = held.moving.lock().await;
-            if held.doubt().is_none() {
-                continue;
-            }
-            let rows = self.rows(&[held.source]).await?;
-            held.resolve(rows.first());
-        }
-        Ok(())
-    }
-
-    /// Whether a transaction whose commit was not answered was committed. Waits for it where it is not over.
-    async fn was_committed(&self, wrote: &Wrote) -> Result<bool, Fault> {
-        for held in &wrote.held {
-            let _moving = held.moving.lock().await;
-            if held.doubt().is_none() {
-                continue;
-            }
-            let rows = self.rows(&[held.source]).await?;
-            if let Some(committed) = held.resolve(rows.first()) {
-                self.resolve_others(&wrote.held, held).await?;
-                return Ok(committed);
-            }
-        }
-        let Some((sighting, token, _)) = wrote.records.first() else { return Ok(false) };
-        let mut tx = self.begin(false).await?;
-        // Waits for the one in doubt, if that is still open.
-        let probe = Owner::new(self.random());
-        let fresh = self.remember(&mut tx, probe, &[sighting], false).await? == 1;
-        let committed = match fresh {
-            true => false,
-            false => self.stands(&mut tx, sighting, *token).await?,
-        };
-        finish(tx.rollback()).await;
-        Ok(committed)
-    }
-
-    async fn resolve_others(&self, held: &[Arc<Held>], but: &Arc<Held>) -> Result<(), Fault> {
-        let others: Vec<_> = held.iter().filter(|held| !Arc::ptr_eq(held, but)).cloned().collect();
-        self.resolve(&others).await
-    }
-
-    /// Whether a record stands as this token wrote it; waits for whoever is writing it.
-    async fn stands(&self, tx: &mut super::link::Tx<DB>, sighting: &Sighting, token: Token) -> Result<bool, Fault> {
-        let (now, records) = self.read(tx, &[sighting.key], false).await?;
-        let Some(Some(record)) = records.into_iter().next() else { return Ok(false) };
-        if record.token() == token {
-            return Ok(true);
-        }
-        // What is read may be about to change: only a write waits for that.
-        let change = Change { key: sighting.key, before: Some(record.stamp()), after: record, now };
-        self.swap(tx, &[change], false).await?;
-        Ok(false)
-    }
-
-    /// Takes back what a transaction remembered that its handler committed before its time. Says whether there was any.
-    async fn repair(&self, wrote: &Wrote) -> Result<bool, Fault> {
-        if wrote.records.is_empty() {
-            return Ok(false);
-        }
-        let mut endings: Vec<Ending> = wrote
-            .records
-            .iter()
-            .map(|(sighting, token, before)| ending(sighting, *token, *before, State::Failed { due: 0 }))
-            .collect();
-        let mut tx = self.begin(false).await?;
-        let found = self.take_back(&mut tx, &mut endings, false).await?;
-        match finish(tx.commit()).await {
-            Committed::Yes => Ok(found > 0),
-            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
-        }
-    }
-
-    /// Gives messages up: records as dead, windows past them, in one transaction for each. May be asked again.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`], retryable where the database could not be reached.
-    #[allow(dead_code, reason = "for the consumer")]
-    pub(crate) async fn bury(&self, items: &[Item]) -> Result<Vec<Buried>, StoreError> {
-        let mut buried = Vec::with_capacity(items.len());
-        for item in items {
-            buried.push(self.again("give a message up", async || self.bury_one(item).await).await?);
-        }
-        Ok(buried)
-    }
-
-    async fn bury_one(&self, item: &Item) -> Result<Buried, Fault> {
-        let items = std::slice::from_ref(item);
-        let held = self.held_of(items);
-        if let Some(Spot::Position) = &item.spot {
-            let Some(Some(held)) = held.first() else { return Ok(Buried::Refused) };
-            self.resolve(std::slice::from_ref(held)).await?;
-            match held.look(item.origin.offset) {
-                Verdict::Fenced => return Ok(Buried::Refused),
-                Verdict::Finished => return Ok(Buried::Recorded),
-                Verdict::New { .. } => {}
-            }
-        }
-        let mut tx = self.begin(false).await?;
-        let mut answer = Buried::Recorded;
-        if let Some(sighting) = &item.record {
-            match self.bury_record(&mut tx, sighting, item.attempt).await {
-                Ok(buried) => answer = buried,
-                Err(fault) => {
-                    if fault.spares_connection() {
-                        finish(tx.rollback()).await;
-                    }
-                    return Err(fault);
-                }
-            }
-        }
-        if let Some(Spot::Sequence { source, number, span }) = &item.spot {
-            let sources: [Source; 1] = [*source];
-            let table = &self.settings.windows;
-            let fault = |error: sqlx::Error| sorted::<DB::Dialect>(&error);
-            DB::DIALECT.plant(tx.conn()?, table, &sources).await.map_err(fault)?;
-            let rows = DB::DIALECT.load(tx.conn()?, table, &sources).await.map_err(fault)?;
-            if let Some(row) = rows.first() {
-                let mut window = crate::window::Sequences::restore(*span, &row.state)
-                    .map_err(|error| Fault::Corrupt(error.to_string()))?;
-                window.see(*number);
-                let written = window.row();
-                let shift = super::dialect::Shift {
-                    source: *source,
-                    fence: row.fence,
-                    next: written.next,
-                    state: written.state,
-                    note: None,
-                };
-                DB::DIALECT.shift(tx.conn()?, table, &[shift]).await.map_err(fault)?;
-            }
-        }
-        let batch: Batch<'_, String> = Batch {
-            items,
-            held,
-            decided: vec![None],
-            blocked: HashSet::new(),
-            rules: Rules { bury: true, retry: self.settings.retry },
-        };
-        let mut moving = Moving::default();
-        moving.take(&batch, &[0], &[]).await?;
-        let shifts: Vec<_> = moving.parts.iter().map(|part| part.pending.shift.clone()).collect();
-        if !shifts.is_empty() {
-            let shifted = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &shifts).await;
-            if shifted.map_err(|error| sorted::<DB::Dialect>(&error))? == 0 {
-                moving.parts.iter().for_each(|part| part.held.fence_off());
-                finish(tx.rollback()).await;
-                return Ok(Buried::Refused);
-            }
-        }
-        match finish(moving.commit(tx)).await {
-            Committed::Yes => Ok(answer),
-            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
-        }
-    }
-
-    /// Makes the record dead, unless the message was handled meanwhile.
-    async fn bury_record(
-        &self,
-        tx: &mut super::link::Tx<DB>,
-        sighting: &Sighting,
-        attempts: u32,
-    ) -> Result<Buried, Fault> {
-        let (now, records) = self.read(tx, &[sighting.key], false).await?;
-        let state = State::Dead { at: now };
-        let Some(record) = records.into_iter().next().flatten() else {
-            let after = Record {
-                state,
-                owner: Owner::new(self.random()),
-                fence: Fence::FIRST,
-                attempts,
-                fingerprint: sighting.fingerprint,
-                origin: sighting.origin.clone(),
-                result: None,
-            };
-            let change = Change { key: sighting.key, before: None, after, now };
-            self.swap(tx, &[change], false).await?;
-            return Ok(Buried::Recorded);
-        };
-        if record.fingerprint != sighting.fingerprint || matches!(record.state, State::Dead { .. }) {
-            // Another message has the identity: this one is passed, and that one's record says nothing of it.
-            return Ok(Buried::Recorded);
-        }
-        match record.state {
-            State::Succeeded { .. } => return Ok(Buried::Refused),
-            State::Processing { until } if until > now => {
-                return Err(Fault::Locked("another owner is handling the message.".into()));
-            }
-            _ => {}
-        }
-        let mut after = record.clone();
-        after.state = state;
-        let change = Change { key: sighting.key, before: Some(record.stamp()), after, now };
-        self.swap(tx, &[change], false).await?;
-        Ok(Buried::Recorded)
     }
 }
 

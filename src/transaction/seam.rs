@@ -10,9 +10,9 @@ use crate::store::Retention;
 use crate::store::sql::Dialect;
 use crate::wrapper::{Described, Mode, OnConflict};
 
+pub(crate) use super::bury::Buried;
 pub(crate) use super::core::Core;
 pub(crate) use super::outcome::{Item, Known, Outcome, Pinned, Prepared, Work};
-pub(crate) use super::runner::Buried;
 pub(crate) use super::trial::Rules;
 pub(crate) use super::windows::Held;
 

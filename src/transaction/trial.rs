@@ -1,23 +1,23 @@
 //! One batch in one transaction, tried once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedMutexGuard;
-
 use super::core::{Core, finish};
-use super::dialect::{Row, Shift, Source, Transact};
+use super::dialect::{Shift, Transact};
 use super::link::{Committed, Tx, sorted};
+use super::moving::Moving;
 use super::outcome::{Item, Known, Misuse, Outcome, Spot, Why, Work};
-use super::records::{Said, ending};
+use super::plan::{Plan, Ready, Sources};
+use super::records::ending;
 use super::sealed::Sealed;
-use super::windows::{Held, Pending, Verdict};
-use crate::record::{ClaimOutcome, Owner, Sighting, State, Token};
+use super::windows::Held;
+use crate::record::{Owner, Sighting, State, Token};
 use crate::retry::Retry;
 use crate::store::cells::Ending;
 use crate::store::sql::Fault;
-use crate::window::{Sequenced, Sequences};
+use crate::window::Sequenced;
 use crate::wrapper::{ErrorClass, Failure, HandlerError, OnConflict, caught};
 
 /// Rules of a run.
@@ -74,31 +74,14 @@ impl<T, E> From<Fault> for Stop<T, E> {
     }
 }
 
-/// A message that may be handled.
-struct Ready {
-    token: Option<Token>,
-    attempt: u32,
-}
-
-enum Plan {
-    Ready(Ready),
-    Known(Known),
-    Fenced,
-}
-
-/// Windows of producers, locked for this transaction.
-#[derive(Default)]
-struct Sources {
-    rows: HashMap<Source, (Row, Sequences, bool)>,
-}
-
-struct Trial<'a, DB: Sealed, W: Work<DB>> {
-    core: &'a Core<DB>,
-    tx: Tx<DB>,
-    brief: bool,
-    sources: Sources,
+/// A try on its way.
+pub(super) struct Trial<'a, DB: Sealed, W: Work<DB>> {
+    pub(super) core: &'a Core<DB>,
+    pub(super) tx: Tx<DB>,
+    pub(super) brief: bool,
+    pub(super) sources: Sources,
     outcomes: Outcomes<W::Value, W::Error>,
-    wrote: Wrote,
+    pub(super) wrote: Wrote,
     /// What was remembered and did not succeed.
     endings: Vec<Ending>,
     /// Offsets for each partition.
@@ -164,106 +147,7 @@ enum Left<T, E> {
 
 type Step<T, E> = Result<(), Left<T, E>>;
 
-/// A message that is new to its window, or was tried before. A record knows better, if it has one.
-fn tried(attempt: u32, rules: Rules) -> Plan {
-    match attempt > rules.retry.max_attempts().get() {
-        true => Plan::Known(Known::Dead { attempts: attempt - 1 }),
-        false => Plan::Ready(Ready { token: None, attempt }),
-    }
-}
-
 impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
-    /// Finds out what is to be handled, and remembers it.
-    async fn plan(&mut self, batch: &Batch<'_, W::Error>, places: &[usize], owner: Owner) -> Result<Vec<Plan>, Fault> {
-        self.lock_sources(batch, places).await?;
-        let mut plans = Vec::with_capacity(places.len());
-        let mut asked: Vec<(usize, &Sighting)> = Vec::new();
-        for (number, &at) in places.iter().enumerate() {
-            let item = &batch.items[at];
-            let mut attempt = item.attempt;
-            let plan = match (&item.spot, &batch.held[at]) {
-                (Some(Spot::Position), None) => Plan::Fenced,
-                (Some(Spot::Position), Some(held)) => match held.look(item.origin.offset) {
-                    Verdict::Fenced => Plan::Fenced,
-                    Verdict::Finished => Plan::Known(Known::Redelivered(None)),
-                    Verdict::New { attempts } => {
-                        attempt = attempts + 1;
-                        tried(attempt, batch.rules)
-                    }
-                },
-                (Some(Spot::Sequence { source, number, .. }), _) => match self.sources.look(source, *number) {
-                    Sequenced::Seen => Plan::Known(Known::SameId(None)),
-                    Sequenced::TooOld if self.core.settings.on_too_old != OnConflict::Handle => {
-                        Plan::Known(Known::TooOld)
-                    }
-                    Sequenced::TooOld => Plan::Ready(Ready { token: None, attempt }),
-                    Sequenced::New { attempts } => tried(attempts + 1, batch.rules),
-                },
-                (None, _) => Plan::Ready(Ready { token: None, attempt }),
-            };
-            if let (Plan::Ready(_), Some(sighting)) = (&plan, &item.record) {
-                asked.push((number, sighting));
-            }
-            plans.push(plan);
-        }
-        if asked.is_empty() {
-            return Ok(plans);
-        }
-        asked.sort_unstable_by_key(|(_, sighting)| sighting.key);
-        let sightings: Vec<&Sighting> = asked.iter().map(|(_, sighting)| *sighting).collect();
-        let said =
-            self.core.admit(&mut self.tx, owner, &sightings, batch.rules.retry.max_attempts(), self.brief).await?;
-        for ((number, sighting), said) in asked.into_iter().zip(said) {
-            let Some(plan) = plans.get_mut(number) else { continue };
-            *plan = match said {
-                Said::Ours { token, attempt } => {
-                    self.wrote.records.push((sighting.clone(), token, attempt - 1));
-                    Plan::Ready(Ready { token: Some(token), attempt })
-                }
-                Said::Not(ClaimOutcome::Conflict { .. }) if self.core.settings.on_conflict == OnConflict::Handle => {
-                    self.core.counters.conflicts.one();
-                    // Its window counts its attempts, if it has one.
-                    match plan {
-                        Plan::Ready(Ready { attempt, .. }) => Plan::Ready(Ready { token: None, attempt: *attempt }),
-                        _ => continue,
-                    }
-                }
-                Said::Not(said) => Plan::Known(known(said, sighting)),
-            };
-        }
-        Ok(plans)
-    }
-
-    /// Locks the rows of the producers' sources, so that their numbers are decided one batch after the other.
-    async fn lock_sources(&mut self, batch: &Batch<'_, W::Error>, places: &[usize]) -> Result<(), Fault> {
-        let mut spans: Vec<(Source, u32)> = Vec::new();
-        for &at in places {
-            if let Some(Spot::Sequence { source, span, .. }) = &batch.items[at].spot {
-                spans.push((*source, *span));
-            }
-        }
-        if spans.is_empty() {
-            return Ok(());
-        }
-        spans.sort_unstable();
-        spans.dedup_by_key(|(source, _)| *source);
-        let sources: Vec<Source> = spans.iter().map(|(source, _)| *source).collect();
-        let table = &self.core.settings.windows;
-        let fault = |error: sqlx::Error| sorted::<DB::Dialect>(&error);
-        let mut rows = DB::DIALECT.load(self.tx.conn()?, table, &sources).await.map_err(fault)?;
-        if rows.len() < sources.len() {
-            DB::DIALECT.plant(self.tx.conn()?, table, &sources).await.map_err(fault)?;
-            rows = DB::DIALECT.load(self.tx.conn()?, table, &sources).await.map_err(fault)?;
-        }
-        for row in rows {
-            let span =
-                spans.iter().find(|(source, _)| *source == row.source).map_or(Sequences::SPAN, |(_, span)| *span);
-            let window = Sequences::restore(span, &row.state).map_err(|error| Fault::Corrupt(error.to_string()))?;
-            self.sources.rows.insert(row.source, (row, window, false));
-        }
-        Ok(())
-    }
-
     /// Runs the handler for each message, one after the other.
     async fn each(
         &mut self,
@@ -422,9 +306,8 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
             Ok(()) => return Err(self.over(batch, at, None)),
             Err(error) => sorted::<DB::Dialect>(&error),
         };
-        match error {
-            fault @ (Fault::Broken(_) | Fault::Contended(_)) => return Err(close(fault)),
-            _ => {}
+        if matches!(error, Fault::Broken(_) | Fault::Contended(_)) {
+            return Err(close(error));
         }
         let conn = self.tx.conn().map_err(close)?;
         match DB::DIALECT.back_to_savepoint(conn).await {
@@ -614,78 +497,6 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
     }
 }
 
-/// Windows whose rows are being written.
-#[derive(Default)]
-pub(super) struct Moving {
-    pub(super) parts: Vec<Part>,
-}
-
-pub(super) struct Part {
-    pub(super) held: Arc<Held>,
-    pub(super) pending: Pending,
-    _moving: OwnedMutexGuard<()>,
-}
-
-impl Moving {
-    /// Takes the windows, one after the other in a fixed order, and computes what to write.
-    pub(super) async fn take<E>(
-        &mut self,
-        batch: &Batch<'_, E>,
-        finished: &[usize],
-        failed: &[(usize, u32)],
-    ) -> Result<(), Fault> {
-        type Offsets = (Arc<Held>, Vec<(i64, Option<i64>)>, Vec<(i64, u32)>);
-        let mut moves: Vec<Offsets> = Vec::new();
-        let all = finished.iter().map(|at| (*at, None)).chain(failed.iter().map(|(at, tries)| (*at, Some(*tries))));
-        for (at, tries) in all {
-            let Some(held) = &batch.held[at] else { continue };
-            let place = match moves.iter().position(|(other, ..)| Arc::ptr_eq(other, held)) {
-                Some(place) => place,
-                None => {
-                    moves.push((Arc::clone(held), Vec::new(), Vec::new()));
-                    moves.len() - 1
-                }
-            };
-            let item = &batch.items[at];
-            let Some((_, finished, failed)) = moves.get_mut(place) else { continue };
-            match tries {
-                None => finished.push((item.origin.offset, item.stamp)),
-                // What is not burnt leaves no trace.
-                Some(0) => {}
-                Some(tries) => failed.push((item.origin.offset, tries)),
-            }
-        }
-        moves.retain(|(_, finished, failed)| !finished.is_empty() || !failed.is_empty());
-        moves.sort_unstable_by_key(|(held, ..)| held.source);
-        for (held, finished, failed) in moves {
-            let _moving = Arc::clone(&held.moving).lock_owned().await;
-            // Another batch has finished one of them, or it is not known whether it has.
-            let pending = match held.doubt() {
-                None => held.pending(&finished, &failed),
-                Some(_) => None,
-            };
-            let Some(pending) = pending else {
-                return Err(Fault::Contended("another batch has moved the window.".into()));
-            };
-            self.parts.push(Part { held, pending, _moving });
-        }
-        Ok(())
-    }
-
-    /// Commits, and notes it in the windows. To be run to its end.
-    pub(super) async fn commit<DB: Sealed>(self, tx: Tx<DB>) -> Committed {
-        let committed = tx.commit().await;
-        for Part { held, pending, _moving } in self.parts {
-            match &committed {
-                Committed::Yes => held.apply(&pending),
-                Committed::No(_) => {}
-                Committed::Unknown(_) => held.suspect(pending),
-            }
-        }
-        committed
-    }
-}
-
 /// A failed attempt whose reason is kept apart.
 struct Pretold {
     attempt: u32,
@@ -697,25 +508,6 @@ impl Pretold {
     fn outcome<T, E>(self) -> Outcome<T, E> {
         let why = Why::Misused(Misuse::Ended);
         Outcome::Failed(super::outcome::Failed { why, attempt: self.attempt, retry_in: self.retry_in, dead: self.dead })
-    }
-}
-
-impl Sources {
-    fn look(&self, source: &Source, number: u64) -> Sequenced {
-        self.rows.get(source).map_or(Sequenced::TooOld, |(_, window, _)| window.look(number))
-    }
-}
-
-/// What the record says.
-fn known(said: ClaimOutcome, sighting: &Sighting) -> Known {
-    match said {
-        ClaimOutcome::Duplicate { first, .. } if first.origin == sighting.origin => Known::Redelivered(Some(first)),
-        ClaimOutcome::Duplicate { first, .. } => Known::SameId(Some(first)),
-        ClaimOutcome::InFlight { remaining } => Known::InFlight { remaining },
-        ClaimOutcome::NotDue { remaining } => Known::NotDue { remaining },
-        ClaimOutcome::Dead { attempts } => Known::Dead { attempts },
-        ClaimOutcome::Conflict { first } => Known::Conflict { first },
-        ClaimOutcome::Acquired(_) => Known::InFlight { remaining: Duration::ZERO },
     }
 }
 

@@ -1,0 +1,142 @@
+//! Messages that are given up.
+
+use std::collections::HashSet;
+
+use super::core::{Core, finish};
+use super::dialect::{Shift, Source, Transact};
+use super::link::{Committed, Tx, sorted};
+use super::moving::Moving;
+use super::outcome::{Item, Spot};
+use super::sealed::Sealed;
+use super::trial::{Batch, Rules};
+use super::windows::Verdict;
+use crate::record::{Fence, Owner, Record, Sighting, State};
+use crate::store::StoreError;
+use crate::store::cells::Change;
+use crate::store::sql::Fault;
+
+/// What became of a message that was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Buried {
+    /// It is recorded as dead, and its window has moved past it.
+    Recorded,
+    /// It was handled meanwhile, or its partition belongs to another process: nothing was changed.
+    Refused,
+}
+
+impl<DB: Sealed> Core<DB> {
+    /// Gives messages up: records as dead, windows past them, in one transaction for each. May be asked again.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], retryable where the database could not be reached.
+    #[allow(dead_code, reason = "for the consumer")]
+    pub(crate) async fn bury(&self, items: &[Item]) -> Result<Vec<Buried>, StoreError> {
+        let mut buried = Vec::with_capacity(items.len());
+        for item in items {
+            buried.push(self.again("give a message up", async || self.bury_one(item).await).await?);
+        }
+        Ok(buried)
+    }
+
+    async fn bury_one(&self, item: &Item) -> Result<Buried, Fault> {
+        let items = std::slice::from_ref(item);
+        let held = self.held_of(items);
+        if let Some(Spot::Position) = &item.spot {
+            let Some(Some(held)) = held.first() else { return Ok(Buried::Refused) };
+            self.resolve(std::slice::from_ref(held)).await?;
+            match held.look(item.origin.offset) {
+                Verdict::Fenced => return Ok(Buried::Refused),
+                Verdict::Finished => return Ok(Buried::Recorded),
+                Verdict::New { .. } => {}
+            }
+        }
+        let mut tx = self.begin(false).await?;
+        let mut answer = Buried::Recorded;
+        if let Some(sighting) = &item.record {
+            match self.bury_record(&mut tx, sighting, item.attempt).await {
+                Ok(buried) => answer = buried,
+                Err(fault) => {
+                    if fault.spares_connection() {
+                        finish(tx.rollback()).await;
+                    }
+                    return Err(fault);
+                }
+            }
+        }
+        if let Some(Spot::Sequence { source, number, span }) = &item.spot {
+            let sources: [Source; 1] = [*source];
+            let table = &self.settings.windows;
+            let fault = |error: sqlx::Error| sorted::<DB::Dialect>(&error);
+            DB::DIALECT.plant(tx.conn()?, table, &sources).await.map_err(fault)?;
+            let rows = DB::DIALECT.load(tx.conn()?, table, &sources).await.map_err(fault)?;
+            if let Some(row) = rows.first() {
+                let mut window = crate::window::Sequences::restore(*span, &row.state)
+                    .map_err(|error| Fault::Corrupt(error.to_string()))?;
+                window.see(*number);
+                let written = window.row();
+                let shift =
+                    Shift { source: *source, fence: row.fence, next: written.next, state: written.state, note: None };
+                DB::DIALECT.shift(tx.conn()?, table, &[shift]).await.map_err(fault)?;
+            }
+        }
+        let batch: Batch<'_, String> = Batch {
+            items,
+            held,
+            decided: vec![None],
+            blocked: HashSet::new(),
+            rules: Rules { bury: true, retry: self.settings.retry },
+        };
+        let mut moving = Moving::default();
+        moving.take(&batch, &[0], &[]).await?;
+        let shifts: Vec<_> = moving.parts.iter().map(|part| part.pending.shift.clone()).collect();
+        if !shifts.is_empty() {
+            let shifted = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &shifts).await;
+            if shifted.map_err(|error| sorted::<DB::Dialect>(&error))? == 0 {
+                moving.parts.iter().for_each(|part| part.held.fence_off());
+                finish(tx.rollback()).await;
+                return Ok(Buried::Refused);
+            }
+        }
+        match finish(moving.commit(tx)).await {
+            Committed::Yes => Ok(answer),
+            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+        }
+    }
+
+    /// Makes the record dead, unless the message was handled meanwhile.
+    async fn bury_record(&self, tx: &mut Tx<DB>, sighting: &Sighting, attempts: u32) -> Result<Buried, Fault> {
+        let (now, records) = self.read(tx, &[sighting.key], false).await?;
+        let state = State::Dead { at: now };
+        let Some(record) = records.into_iter().next().flatten() else {
+            let after = Record {
+                state,
+                owner: Owner::new(self.random()),
+                fence: Fence::FIRST,
+                attempts,
+                fingerprint: sighting.fingerprint,
+                origin: sighting.origin.clone(),
+                result: None,
+            };
+            let change = Change { key: sighting.key, before: None, after, now };
+            self.swap(tx, &[change], false).await?;
+            return Ok(Buried::Recorded);
+        };
+        if record.fingerprint != sighting.fingerprint || matches!(record.state, State::Dead { .. }) {
+            // Another message has the identity: this one is passed, and that one's record says nothing of it.
+            return Ok(Buried::Recorded);
+        }
+        match record.state {
+            State::Succeeded { .. } => return Ok(Buried::Refused),
+            State::Processing { until } if until > now => {
+                return Err(Fault::Locked("another owner is handling the message.".into()));
+            }
+            _ => {}
+        }
+        let mut after = record.clone();
+        after.state = state;
+        let change = Change { key: sighting.key, before: Some(record.stamp()), after, now };
+        self.swap(tx, &[change], false).await?;
+        Ok(Buried::Recorded)
+    }
+}

@@ -1,0 +1,83 @@
+//! Windows on their way into the table, with the transaction that moves them.
+
+use std::sync::Arc;
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::link::{Committed, Tx};
+use super::sealed::Sealed;
+use super::trial::Batch;
+use super::windows::{Held, Pending};
+use crate::store::sql::Fault;
+
+/// Windows whose rows are being written.
+#[derive(Default)]
+pub(super) struct Moving {
+    pub(super) parts: Vec<Part>,
+}
+
+pub(super) struct Part {
+    pub(super) held: Arc<Held>,
+    pub(super) pending: Pending,
+    _moving: OwnedMutexGuard<()>,
+}
+
+impl Moving {
+    /// Takes the windows, one after the other in a fixed order, and computes what to write.
+    pub(super) async fn take<E>(
+        &mut self,
+        batch: &Batch<'_, E>,
+        finished: &[usize],
+        failed: &[(usize, u32)],
+    ) -> Result<(), Fault> {
+        type Offsets = (Arc<Held>, Vec<(i64, Option<i64>)>, Vec<(i64, u32)>);
+        let mut moves: Vec<Offsets> = Vec::new();
+        let all = finished.iter().map(|at| (*at, None)).chain(failed.iter().map(|(at, tries)| (*at, Some(*tries))));
+        for (at, tries) in all {
+            let Some(held) = &batch.held[at] else { continue };
+            let place = match moves.iter().position(|(other, ..)| Arc::ptr_eq(other, held)) {
+                Some(place) => place,
+                None => {
+                    moves.push((Arc::clone(held), Vec::new(), Vec::new()));
+                    moves.len() - 1
+                }
+            };
+            let item = &batch.items[at];
+            let Some((_, finished, failed)) = moves.get_mut(place) else { continue };
+            match tries {
+                None => finished.push((item.origin.offset, item.stamp)),
+                // What is not burnt leaves no trace.
+                Some(0) => {}
+                Some(tries) => failed.push((item.origin.offset, tries)),
+            }
+        }
+        moves.retain(|(_, finished, failed)| !finished.is_empty() || !failed.is_empty());
+        moves.sort_unstable_by_key(|(held, ..)| held.source);
+        for (held, finished, failed) in moves {
+            let _moving = Arc::clone(&held.moving).lock_owned().await;
+            // Another batch has finished one of them, or it is not known whether it has.
+            let pending = match held.doubt() {
+                None => held.pending(&finished, &failed),
+                Some(_) => None,
+            };
+            let Some(pending) = pending else {
+                return Err(Fault::Contended("another batch has moved the window.".into()));
+            };
+            self.parts.push(Part { held, pending, _moving });
+        }
+        Ok(())
+    }
+
+    /// Commits, and notes it in the windows. To be run to its end.
+    pub(super) async fn commit<DB: Sealed>(self, tx: Tx<DB>) -> Committed {
+        let committed = tx.commit().await;
+        for Part { held, pending, _moving } in self.parts {
+            match &committed {
+                Committed::Yes => held.apply(&pending),
+                Committed::No(_) => {}
+                Committed::Unknown(_) => held.suspect(pending),
+            }
+        }
+        committed
+    }
+}

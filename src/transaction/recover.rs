@@ -1,0 +1,90 @@
+//! What a lost commit came to, and what a handler committed before its time.
+
+use std::sync::Arc;
+
+use super::core::{Core, finish};
+use super::link::{Committed, Tx};
+use super::records::ending;
+use super::sealed::Sealed;
+use super::trial::Wrote;
+use super::windows::Held;
+use crate::record::{Owner, Sighting, State, Token};
+use crate::store::cells::{Change, Ending};
+use crate::store::sql::Fault;
+
+impl<DB: Sealed> Core<DB> {
+    /// Finds out what a lost commit came to, for those windows that are in doubt.
+    pub(super) async fn resolve(&self, doubtful: &[Arc<Held>]) -> Result<(), Fault> {
+        for held in doubtful {
+            let _moving = held.moving.lock().await;
+            if held.doubt().is_none() {
+                continue;
+            }
+            let rows = self.rows(&[held.source]).await?;
+            held.resolve(rows.first());
+        }
+        Ok(())
+    }
+
+    /// Whether a transaction whose commit was not answered was committed. Waits for it where it is not over.
+    pub(super) async fn was_committed(&self, wrote: &Wrote) -> Result<bool, Fault> {
+        for held in &wrote.held {
+            let _moving = held.moving.lock().await;
+            if held.doubt().is_none() {
+                continue;
+            }
+            let rows = self.rows(&[held.source]).await?;
+            if let Some(committed) = held.resolve(rows.first()) {
+                self.resolve_others(&wrote.held, held).await?;
+                return Ok(committed);
+            }
+        }
+        let Some((sighting, token, _)) = wrote.records.first() else { return Ok(false) };
+        let mut tx = self.begin(false).await?;
+        // Waits for the one in doubt, if that is still open.
+        let probe = Owner::new(self.random());
+        let fresh = self.remember(&mut tx, probe, &[sighting], false).await? == 1;
+        let committed = match fresh {
+            true => false,
+            false => self.stands(&mut tx, sighting, *token).await?,
+        };
+        finish(tx.rollback()).await;
+        Ok(committed)
+    }
+
+    async fn resolve_others(&self, held: &[Arc<Held>], but: &Arc<Held>) -> Result<(), Fault> {
+        let others: Vec<_> = held.iter().filter(|held| !Arc::ptr_eq(held, but)).cloned().collect();
+        self.resolve(&others).await
+    }
+
+    /// Whether a record stands as this token wrote it; waits for whoever is writing it.
+    async fn stands(&self, tx: &mut Tx<DB>, sighting: &Sighting, token: Token) -> Result<bool, Fault> {
+        let (now, records) = self.read(tx, &[sighting.key], false).await?;
+        let Some(Some(record)) = records.into_iter().next() else { return Ok(false) };
+        if record.token() == token {
+            return Ok(true);
+        }
+        // What is read may be about to change: only a write waits for that.
+        let change = Change { key: sighting.key, before: Some(record.stamp()), after: record, now };
+        self.swap(tx, &[change], false).await?;
+        Ok(false)
+    }
+
+    /// Takes back what a transaction remembered that its handler committed before its time. Says whether there was any.
+    pub(super) async fn repair(&self, wrote: &Wrote) -> Result<bool, Fault> {
+        if wrote.records.is_empty() {
+            return Ok(false);
+        }
+        let mut endings: Vec<Ending> = wrote
+            .records
+            .iter()
+            .map(|(sighting, token, before)| ending(sighting, *token, *before, State::Failed { due: 0 }))
+            .collect();
+        let mut tx = self.begin(false).await?;
+        let found = self.take_back(&mut tx, &mut endings, false).await?;
+        match finish(tx.commit()).await {
+            Committed::Yes => Ok(found > 0),
+            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+        }
+    }
+}
