@@ -24,6 +24,7 @@
 
 #![allow(missing_docs, clippy::print_stdout)]
 
+#[path = "../shared/args.rs"]
 mod args;
 #[allow(dead_code)]
 #[path = "../ratios/bare/mod.rs"]
@@ -47,14 +48,23 @@ mod topics;
 
 use std::process::ExitCode;
 
+use args::Number;
 use figures::{Failure, Figures};
 
+/// The options of this benchmark.
+const NUMBERS: &[Number] = &[Number {
+    name: "messages",
+    what: "messages of the fast figures; slower ones take a part of it",
+    least: 10_000,
+    default: 1_000_000,
+}];
+
 fn main() -> ExitCode {
-    let args = match args::read() {
+    let args = match args::read("consumer", NUMBERS) {
         Ok(Some(args)) => args,
         Ok(None) => return ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("consumer: {error}\n\n{}", args::USAGE);
+            eprintln!("consumer: {error}\n\n{}", args::usage("consumer", NUMBERS));
             return ExitCode::from(2);
         }
     };
@@ -92,7 +102,7 @@ fn main() -> ExitCode {
 }
 
 async fn measure(figures: &mut Figures, brokers: &str) -> Result<(), Failure> {
-    let (rounds, messages) = (figures.args.rounds, figures.args.messages);
+    let (rounds, messages) = (figures.args.rounds, figures.args.number("messages"));
     figures.head(&format!(
         "rounds {rounds}, messages {messages} of {} bytes, {} partitions",
         topics::PAYLOAD,

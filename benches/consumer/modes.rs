@@ -33,7 +33,7 @@ pub async fn topic(
 }
 
 async fn fast(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failure> {
-    let messages = figures.args.messages;
+    let messages = figures.args.number("messages");
     let topic =
         topic(figures, topics, &["plain", "position_memory", "position_memory_records"], Filling::distinct(messages))
             .await?;
@@ -66,7 +66,7 @@ async fn fast(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failure>
 }
 
 /// A handler without a store that does nothing.
-fn looking(clock: &Clock) -> Plain<impl Fn(Message) -> Ready<Result<(), Failure>> + Send + Sync + 'static> {
+fn looking(clock: &Clock) -> Plain<impl Fn(Message) -> Ready<Result<(), Failure>> + Send + Sync + use<>> {
     let clock = clock.clone();
     plain(move |message: Message| {
         clock.handle(&message);
@@ -100,7 +100,7 @@ pub async fn ours(
 
 /// Claims and settles in each store there is.
 async fn stores(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failure> {
-    let messages = figures.args.messages / 4;
+    let messages = figures.args.number("messages") / 4;
     let (kinds, without) = Kind::available();
     if !without.is_empty() && !figures.args.list {
         println!("# without {}", without.join(", "));
@@ -132,7 +132,7 @@ async fn stores(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failur
 
 /// Nine of ten messages are duplicates, each so far behind the first one that it was settled long ago.
 async fn cached(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failure> {
-    let delivered = figures.args.messages / 10 * 10;
+    let delivered = figures.args.number("messages") / 10 * 10;
     let distinct = delivered / 10;
     let names = ["duplicates_cached", "duplicates_cached_redis"];
     let filling = Filling { ids: distinct, ..Filling::distinct(delivered) };
@@ -166,7 +166,7 @@ async fn cached(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failur
 async fn by_hand(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failure> {
     let Some(kind) = Kind::available().0.into_iter().find(|kind| matches!(kind, Kind::Redis(_))) else { return Ok(()) };
     let Kind::Redis(url) = &kind else { return Ok(()) };
-    let messages = figures.args.messages / 4;
+    let messages = figures.args.number("messages") / 4;
     let names = ["hand_written_redis", "hand_written_pipelined"];
     let topic = topic(figures, topics, &names, Filling::distinct(messages)).await?;
     let brokers = topics.brokers.clone();

@@ -17,7 +17,7 @@ const WAIT: Duration = Duration::from_millis(10);
 
 pub async fn measure(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failure> {
     let Some(kind) = Kind::available().0.into_iter().find(|kind| matches!(kind, Kind::Redis(_))) else { return Ok(()) };
-    let messages = figures.args.messages / 4;
+    let messages = figures.args.number("messages") / 4;
     let names = ["slow_by_key", "slow_by_key_timer"];
     let filling = Filling { messages, ids: messages, keys: CONCURRENCY, payload: PAYLOAD };
     let topic = topic(figures, topics, &names, filling).await?;

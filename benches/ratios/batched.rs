@@ -14,7 +14,7 @@ use crate::stores::fill;
 const TASKS: usize = 64;
 
 pub async fn measure(figures: &mut Figures, kind: &Kind) -> Result<(), Failure> {
-    let count = figures.args.batches;
+    let count = figures.args.number("batches");
     let name = format!("batched_64_{}", kind.name());
     figures.measure(&name, Bar::Ratio(0.5), async |side| joined(kind, side, count, BATCH).await).await?;
     // What is left of it when the batch calls are as small as the joined ones can be.

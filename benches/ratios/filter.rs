@@ -12,7 +12,7 @@ use crate::kinds::Kind;
 use crate::stores::fill;
 
 pub async fn measure(figures: &mut Figures, kind: &Kind) -> Result<(), Failure> {
-    let count = figures.args.batches;
+    let count = figures.args.number("batches");
     for percent in [1, 50, 99] {
         let name = format!("{}_filter_{percent}", kind.name());
         figures.measure(&name, Bar::None, async |side| mixed(kind, side, count, percent).await).await?;

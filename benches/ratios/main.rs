@@ -11,6 +11,7 @@
 
 #![allow(missing_docs, clippy::print_stdout)]
 
+#[path = "../shared/args.rs"]
 mod args;
 mod bare;
 mod batched;
@@ -23,15 +24,19 @@ mod stores;
 
 use std::process::ExitCode;
 
+use args::Number;
 use figures::{Failure, Figures};
 use kinds::Kind;
 
+/// The options of this benchmark.
+const NUMBERS: &[Number] = &[Number { name: "batches", what: "batches of 512 in a round", least: 1, default: 40 }];
+
 fn main() -> ExitCode {
-    let args = match args::read() {
+    let args = match args::read("ratios", NUMBERS) {
         Ok(Some(args)) => args,
         Ok(None) => return ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ratios: {error}\n\n{}", args::USAGE);
+            eprintln!("ratios: {error}\n\n{}", args::usage("ratios", NUMBERS));
             return ExitCode::from(2);
         }
     };
@@ -60,7 +65,7 @@ async fn measure(figures: &mut Figures) -> Result<(), Failure> {
             without.join(", ")
         );
     }
-    let (rounds, batches) = (figures.args.rounds, figures.args.batches);
+    let (rounds, batches) = (figures.args.rounds, figures.args.number("batches"));
     figures.head(&format!("rounds {rounds}, batches {batches} of {}", data::BATCH));
     cached::duplicate(figures).await?;
     for kind in &kinds {

@@ -12,7 +12,7 @@ use crate::figures::{Bar, Failure, Figures, Run, Side};
 use crate::kinds::Kind;
 
 pub async fn measure(figures: &mut Figures, kind: &Kind) -> Result<(), Failure> {
-    let batches = figures.args.batches;
+    let batches = figures.args.number("batches");
     let name = kind.name();
     let sqlite = matches!(kind, Kind::Sqlite);
     // Redis has one bar for the two together.

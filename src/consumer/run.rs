@@ -196,7 +196,7 @@ fn consume(
         let client = connect(&settings, context, &stop.bell)?;
         let thread = KafkaThread::new(client, Arc::clone(&gate), settings.drain, Arc::clone(&stop), patience);
         match thread.run() {
-            Came::Ended(summary, end) => break (summary, end),
+            Came::Ended(outcome) => break *outcome,
             Came::Refused(client) => {
                 patience.get_or_insert_with(|| {
                     let instance = settings.client.get("group.instance.id").unwrap_or_default();

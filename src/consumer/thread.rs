@@ -66,7 +66,7 @@ enum Filled {
 /// What came of a client.
 pub(super) enum Came {
     /// The consumer is to end, or was told to.
-    Ended(Summary, Option<End>),
+    Ended(Box<(Summary, Option<End>)>),
     /// The broker did not let it in, and may let another one in: it still keeps the place of a static member that was killed.
     Refused(Arc<Client>),
     /// The broker has taken the member for dead, and librdkafka cannot make it come back; another client can join.
@@ -143,8 +143,7 @@ impl KafkaThread {
             }
         }
         filling.clear();
-        let (summary, end) = self.close();
-        Came::Ended(summary, end)
+        Came::Ended(Box::new(self.close()))
     }
 
     /// Waits without polling. `false` if the consumer was told to end meanwhile.

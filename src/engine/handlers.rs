@@ -93,12 +93,10 @@ impl Engine {
             self.start_one(member.ticket, chain, starts.len() > began, starts);
         }
         let started = starts.len() > before;
-        if started {
-            if let (Some(lane), Some(chain)) = (self.lanes.get_mut(id), self.chains.get_mut(chain as usize)) {
-                lane.running = true;
-                lane.began = chain.began;
-                chain.lanes.push(id);
-            }
+        if started && let (Some(lane), Some(chain)) = (self.lanes.get_mut(id), self.chains.get_mut(chain as usize)) {
+            lane.running = true;
+            lane.began = chain.began;
+            chain.lanes.push(id);
         }
         started
     }
