@@ -70,6 +70,11 @@ impl Kafka {
         }
     }
 
+    /// A mock cluster does not say how long it keeps messages. Who refuses what that would mean waits for the answer at each start.
+    pub const fn is_mock(&self) -> bool {
+        matches!(self.broker, Broker::Mock(_))
+    }
+
     pub fn producer(&self) -> &support::Kafka {
         &self.broker
     }

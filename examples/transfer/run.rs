@@ -185,6 +185,7 @@ impl Run {
             ("database", self.url.clone()),
             ("run", self.bank.run.to_string()),
             ("topic", self.kafka.topic.clone()),
+            ("on-reset", if self.kafka.is_mock() { "warn" } else { "refuse" }.to_owned()),
             ("dedup", if self.args.dedup { "on" } else { "off" }.to_owned()),
             ("handler", if self.args.batches { "batch" } else { "each" }.to_owned()),
             ("work-ms", self.args.work.as_millis().to_string()),

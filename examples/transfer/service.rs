@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hapax::consumer::OnReset;
 use hapax::identity::{Identify as _, header, position};
 use hapax::{Consumer, Message, Once, Summary, TransactionalDatabase, shutdown_signal};
 use rdkafka::ClientConfig;
@@ -26,6 +27,7 @@ const FLAGS: &[Flag] = &[
     ("topic", "NAME", "what to read"),
     ("database", "URL", "where the accounts are"),
     ("run", "N", "whose accounts"),
+    ("on-reset", "refuse|warn", "where the group's offset is gone"),
     ("member", "N", "the number of this process in the ledger"),
     ("trace", "FILE", "what was begun"),
     ("dedup", "on|off", "with hapax's memory or without"),
@@ -119,7 +121,12 @@ async fn run(words: impl IntoIterator<Item = OsString>) -> Result<Summary, Failu
         kafka.set(name, value);
     }
     let group = kafka.get("group.id").unwrap_or("transfers").to_owned();
-    let consumer = Consumer::new(kafka).topics([given.needed("topic", "transfers")?]);
+    let policies = [("refuse", OnReset::Refuse), ("warn", OnReset::Warn)];
+    let consumer = Consumer::new(kafka).topics([given.needed("topic", "transfers")?]).on_reset(given.one_of(
+        "on-reset",
+        &policies,
+        OnReset::Refuse,
+    )?);
     let database = Database::open(&given.needed("database", "sqlite:bank.db")?).await?;
     let together = given.one_of("handler", &[("each", false), ("batch", true)], false)?;
     if given.one_of("dedup", &[("on", true), ("off", false)], true)? {
