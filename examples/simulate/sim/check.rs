@@ -2,11 +2,11 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `effects` | a message has at most one effect, plus one for each lease that ran out and each effect whose handler failed or was dropped; in a transaction one, and nothing explains another |
+//! | `effects` | a message has at most one effect, plus one for each lease that ran out, each effect whose handler failed or was dropped, and each time the store forgot it; in a transaction one, and nothing explains another |
 //! | `window` | a window's mark passes nothing that is not through, and in the end knows everything |
 //! | `no loss` | whatever lies below a committed offset is handled, a duplicate of something handled, dead with its letter, or passed by policy |
 //! | `no false duplicate` | nothing is called finished that is not; nothing is recorded as succeeded without an effect |
-//! | `states` | dead only after the letter; nothing runs without a claim; attempts are bounded |
+//! | `states` | dead only after the letter; nothing runs without a claim, or under a lease that ran out; attempts are bounded |
 //! | `commits` | never backwards, never beyond what was delivered, never by a member that does not own the partition, never for an assignment that is over |
 //! | `order` | with partition or key order, a handler begins only when all before it in its partition or key are through |
 //! | `concurrency` | as many handler calls as allowed, and no message twice at once |
@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use hapax::engine::{Conflicts, Ending, OnDead, Order};
 
 use super::history::{Ended, Recorded, Violation, What};
-use super::plan::{Mode, Plan};
+use super::plan::{Fault, Mode, Plan};
 
 const NOTHING: u32 = u32::MAX;
 
@@ -92,6 +92,8 @@ pub struct Checker {
     marks: Vec<usize>,
     /// Messages of each partition by record key, from the first on that was not known to be through when one behind it had its effect.
     lanes: Vec<Vec<VecDeque<u32>>>,
+    /// The clock of the store jumps: a lease is over earlier than its holder can know.
+    pub leases_jump: bool,
     pub effects: u64,
     pub explained: u64,
     pub repeated: u64,
@@ -128,6 +130,7 @@ impl Checker {
             committed: vec![0; plan.logs.len()],
             place: vec![0; plan.logs.len()],
             marks: vec![0; plan.logs.len()],
+            leases_jump: plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::StoreJump(_) | Fault::Forget)),
             lanes: Self::lanes(plan),
             effects: 0,
             explained: 0,
@@ -150,6 +153,7 @@ impl Checker {
                 debug_assert_eq!(epoch as usize, self.epochs.len());
                 self.epochs.push(Assignment { over: false, lanes: Vec::new() });
             }
+            What::Fault(Fault::Forget) => self.forgot(),
             What::Over { epoch, .. } => self.epochs[epoch as usize].over = true,
             What::Delivered { message, epoch } => self.delivered(plan, message, epoch),
             What::Claimed { message, attempt, took_over, again } => {
@@ -222,6 +226,16 @@ impl Checker {
         if took_over {
             known.explained += 1;
             self.explained += 1;
+        }
+    }
+
+    /// A store that forgets: what was claimed or handled may happen once more, and attempts count anew.
+    fn forgot(&mut self) {
+        for known in self.known.iter_mut().filter(|known| known.first != NOTHING) {
+            known.explained += 1;
+            self.explained += 1;
+            // The claim that stood may begin once more.
+            known.unburnt += known.begun + 1;
         }
     }
 
@@ -300,6 +314,9 @@ impl Checker {
             known.begun += 1;
             // Of a claim that was taken over meanwhile it says nothing.
             known.ran |= known.holder == process;
+            if known.holder != process && !self.leases_jump && !plan.config.settle_first {
+                return broken("states", format!("message {message} begins under a claim that was taken over"));
+            }
             let (begun, unburnt) = (known.begun, known.unburnt);
             if begun > plan.config.max_attempts + unburnt {
                 return broken(

@@ -8,10 +8,15 @@ use hapax::record::{ClaimOutcome, Grant, Record, Sighting, State, Token};
 
 use super::flaws::DriverFlaw;
 use super::history::{Recorded, What};
-use super::plan::{MS, Mode, Plan, SECOND};
+use super::plan::{MS, Micros, Mode, Plan, SECOND};
 use super::process::{Held, NONE, Process};
 use super::store::{Ask, Call, Item};
 use super::world::{Happening, Sent, World};
+
+/// How long the reply to a renewal takes.
+const REPLY: Micros = 300;
+/// How much earlier than the store a process takes its lease for over: stores count in milliseconds.
+const MARGIN: Micros = 2 * MS;
 
 impl World {
     pub fn carry_out(&mut self, process: usize, command: Command) {
@@ -104,7 +109,9 @@ impl World {
     fn call(&mut self, process: usize, ask: Ask, items: Vec<Item>) {
         let (now, weather) = (self.now, self.weather);
         let owner = self.processes[process].owner;
-        let mut call = Call { ask, process, owner, reach: items.len(), items, reply: true, pending: 0, read: false };
+        let sent = now + self.processes[process].ahead;
+        let reach = items.len();
+        let mut call = Call { ask, process, owner, reach, items, reply: true, sent, pending: 0, read: false };
         let trip = self.plan.round_trip;
         let slow = self.random.chance(weather.slow);
         let there = if slow { self.random.between(SECOND / 4, 3 * SECOND) } else { self.random.between(50, trip) };
@@ -178,8 +185,10 @@ impl World {
                 Ask::Claim => self.claim(&mut call),
                 Ask::Settle => self.settle(&mut call),
                 Ask::Extend => {
-                    for item in &call.items[..call.reach] {
-                        self.store.extend(self.now, item, Plan::key(item.key));
+                    for item in &mut call.items[..call.reach] {
+                        if !self.store.extend(self.now, item, Plan::key(item.key)) {
+                            item.settled = Some(Settled::Refused);
+                        }
                     }
                 }
             }
@@ -188,6 +197,12 @@ impl World {
             let delay = self.random.between(50, 5 * MS);
             self.calls[index as usize] = call;
             self.at(self.now + delay, Sent::World(NONE), Happening::CallArrives(index));
+            return;
+        }
+        if call.ask == Ask::Extend && call.reply && !late {
+            let process = call.process as u32;
+            self.calls[index as usize] = call;
+            self.at(self.now + REPLY, Sent::To(process), Happening::CallReplied(index));
             return;
         }
         if call.ask == Ask::Extend || !call.reply {
@@ -321,20 +336,30 @@ impl World {
                 Some(State::Processing { .. }) | None => Recorded::Nothing,
             };
             self.log(call.process, What::Settled { message, recorded });
+            if self.flaws.driver == Some(DriverFlaw::Evicts) && item.key % 4 == 0 {
+                self.store.records[item.key as usize] = None;
+            }
         }
     }
 
     pub fn call_replied(&mut self, process: usize, index: u32) {
         let mut call = std::mem::take(&mut self.calls[index as usize]);
         let ask = call.ask;
+        let until = call.sent + self.plan.lease - MARGIN;
         let items = std::mem::take(&mut call.items);
         self.calls[index as usize] = call;
         self.done_with(index);
+        if ask == Ask::Extend {
+            return self.extended(process, &items, until);
+        }
         if self.crash_at_step(process) {
             return;
         }
         match ask {
             Ask::Claim => {
+                for item in &items {
+                    self.processes[process].get(item.ticket).until = until;
+                }
                 let answers = items.into_iter().map(|item| (item.ticket, self.answer(process, &item))).collect();
                 self.processes[process].claiming = false;
                 self.arm_renew(process);
@@ -353,6 +378,16 @@ impl World {
                 self.feed(process, Event::Settled(settled));
             }
             Ask::Extend => {}
+        }
+    }
+
+    /// Leases were prolonged, or found to be over.
+    fn extended(&mut self, process: usize, items: &[Item], until: Micros) {
+        for item in items {
+            let held = self.processes[process].get(item.ticket);
+            if held.live && held.token.is_some() && held.token == item.token {
+                held.until = if item.settled.is_some() { 0 } else { held.until.max(until) };
+            }
         }
     }
 

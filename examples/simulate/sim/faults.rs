@@ -67,6 +67,7 @@ impl World {
                 self.excuse = self.excuse.max(self.store.down_until);
                 self.kill_database();
             }
+            Fault::Forget => self.store.records.fill(None),
             Fault::DownstreamDown(long) => self.downstream_down_until = self.downstream_down_until.max(now + long),
             Fault::BrokerDown(long) => self.broker_down_until = self.broker_down_until.max(now + long),
             Fault::Join(place) => {

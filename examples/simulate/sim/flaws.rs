@@ -22,6 +22,10 @@ pub enum DriverFlaw {
     CommitDelivered,
     /// Leases are not renewed.
     NoRenewal,
+    /// A handler begins although its lease has run out.
+    BeginLate,
+    /// The store throws away what is to be kept.
+    Evicts,
     /// A window is moved outside of the transaction.
     WindowOutside,
     /// A window is moved whatever its fence is.
@@ -73,7 +77,7 @@ pub const ENGINE: [Flaw; 12] = [
 ];
 
 /// All of the driver's.
-pub const DRIVER: [DriverFlaw; 20] = [
+pub const DRIVER: [DriverFlaw; 22] = [
     DriverFlaw::JoinedKey,
     DriverFlaw::SettleWithoutToken,
     DriverFlaw::DeleteOnError,
@@ -81,6 +85,8 @@ pub const DRIVER: [DriverFlaw; 20] = [
     DriverFlaw::CacheOfClaimed,
     DriverFlaw::CommitDelivered,
     DriverFlaw::NoRenewal,
+    DriverFlaw::BeginLate,
+    DriverFlaw::Evicts,
     DriverFlaw::WindowOutside,
     DriverFlaw::FenceUnchecked,
     DriverFlaw::FenceOfTheMoment,

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use hapax::engine::{Ran, Start, Ticket};
 use hapax::frontier::Epoch;
+use hapax::record::State;
 
+use super::flaws::DriverFlaw;
 use super::history::{Ended, What};
 use super::plan::{Kind, MS, Mode, SECOND};
 use super::process::{NONE, Outcome};
@@ -61,12 +63,17 @@ impl World {
         let run = &self.processes[process].runs[at as usize];
         let (number, serial) = (run.number, run.serial);
         let range = if run.batch { 0..run.items.len() } else { run.at..run.at + 1 };
+        if self.is_late(process, at, range.clone()) {
+            self.lose_run(process, at, range.start);
+            return Next::Later;
+        }
         self.processes[process].runs[at as usize].outcomes.clear();
         let mut hangs = false;
         for index in range {
             let ticket = self.processes[process].runs[at as usize].items[index];
             let held = self.processes[process].get(ticket);
             let (message, epoch) = (held.message, held.epoch);
+            self.look_at_begin(process, ticket);
             self.log(process, What::Began { message, epoch, call: number });
             let outcome = self.outcome(message);
             hangs |= self.random.chance(self.weather.handler_hangs);
@@ -94,6 +101,49 @@ impl World {
         }
         self.at(ends, Sent::To(process as u32), Happening::Run { at, serial, end: true });
         Next::Later
+    }
+
+    /// Whether a lease has run out of what is about to begin: another owner may have it.
+    fn is_late(&self, process: usize, at: u32, range: std::ops::Range<usize>) -> bool {
+        let one = &self.processes[process];
+        let local = self.now + one.ahead;
+        let over = |ticket: &Ticket| {
+            let held = &one.held[ticket.0 as usize];
+            held.token.is_some() && local >= held.until
+        };
+        let looks = !self.plan.config.settle_first && self.flaws.driver != Some(DriverFlaw::BeginLate);
+        looks && one.runs[at as usize].items[range].iter().any(over)
+    }
+
+    /// Nothing begins under a lease that is over for the store, unless that one's clock jumped.
+    fn look_at_begin(&mut self, process: usize, ticket: Ticket) {
+        let held = self.processes[process].held[ticket.0 as usize];
+        let identity = self.plan.messages[held.message as usize].identity;
+        if self.checker.leases_jump || self.plan.config.settle_first || held.token.is_none() {
+            return;
+        }
+        let Some(key) = identity.map(|identity| self.flaws.key(&self.plan, identity)) else { return };
+        let Some(record) = self.store.records[key as usize].as_ref() else { return };
+        let State::Processing { until } = record.state else { return };
+        if Some(record.token()) == held.token && until < self.store.now(self.now) {
+            self.violate("states", format!("message {} begins under a lease that ran out", held.message));
+        }
+    }
+
+    /// What was about to begin does not, nor what is behind it.
+    fn lose_run(&mut self, process: usize, at: u32, first: usize) {
+        let lost = self.processes[process].runs[at as usize].items.split_off(first);
+        for ticket in lost {
+            let one = &mut self.processes[process];
+            let held = one.get(ticket);
+            held.run = NONE;
+            let message = held.message;
+            one.has_not_begun(ticket);
+            one.ran.push((ticket, Ran::Lost));
+            self.log(process, What::NotBegun { message });
+        }
+        self.processes[process].runs[at as usize].at = first;
+        self.close_run(process, at);
     }
 
     pub fn run_goes_on(&mut self, process: usize, at: u32, serial: u32, end: bool) {
@@ -207,7 +257,7 @@ impl World {
         let run = &mut one.runs[at as usize];
         run.live = false;
         run.serial += 1;
-        let rest = if run.batch { Vec::new() } else { run.items.split_off(run.at + 1) };
+        let rest = if run.batch || run.at >= run.items.len() { Vec::new() } else { run.items.split_off(run.at + 1) };
         one.free_runs.push(at);
         one.running -= 1;
         for ticket in rest {

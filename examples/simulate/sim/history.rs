@@ -86,6 +86,10 @@ pub enum What {
         message: u32,
         epoch: u32,
     },
+    /// Its handler did not begin, since its lease had run out.
+    NotBegun {
+        message: u32,
+    },
     Ended {
         message: u32,
         epoch: u32,

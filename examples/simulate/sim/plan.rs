@@ -112,6 +112,8 @@ pub enum Fault {
     StoreJump(Micros),
     /// The store cannot be reached.
     StoreDown(Micros),
+    /// The store forgets everything: level L0.
+    Forget,
     /// What the handlers need is down.
     DownstreamDown(Micros),
     /// Dead letters cannot be produced, offsets not committed.
@@ -263,6 +265,10 @@ impl Plan {
         plan.find_groups();
         if !calm {
             faults(r, &mut plan);
+            if mode == Mode::Dedup && !plan.config.settle_first && !plan.has_conflicts() && later.chance(1_500) {
+                plan.faults.push((later.below(heal_at), Fault::Forget));
+                plan.faults.sort_by_key(|(at, _)| *at);
+            }
         }
         plan
     }
@@ -356,6 +362,15 @@ impl Plan {
             self.groups[group as usize].push(number);
             self.group.push(group);
         }
+    }
+
+    /// Whether one identity says different things.
+    fn has_conflicts(&self) -> bool {
+        let mut says = vec![None; self.identities];
+        self.messages.iter().any(|one| {
+            let said = one.identity.map(|identity| says[identity as usize].replace(one.body));
+            said.flatten().is_some_and(|body| body != one.body)
+        })
     }
 
     /// When the last message has been produced.

@@ -28,6 +28,8 @@ pub struct Held {
     pub run: u32,
     /// Calls on their way that name it.
     pub calls: u32,
+    /// When its lease has run out, on the process's clock.
+    pub until: Micros,
 }
 
 /// How a handler will end.
@@ -215,7 +217,8 @@ impl Process {
 
     /// A number for a message.
     pub fn take(&mut self, message: u32, epoch: u32) -> Ticket {
-        let held = Held { message, epoch, live: true, token: None, attempt: 0, begun: false, run: NONE, calls: 0 };
+        let held =
+            Held { message, epoch, live: true, token: None, attempt: 0, begun: false, run: NONE, calls: 0, until: 0 };
         if let Some(Reverse(ticket)) = self.free.pop() {
             self.held[ticket as usize] = held;
             return Ticket(ticket);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use hapax::engine::{Settled, Ticket, Verdict};
 use hapax::record::{
-    self, ClaimOutcome, Extend, Millis, Owner, Record, Settle, SettleOutcome, Sighting, State, Terms, Token,
+    self, ClaimOutcome, Extend, ExtendOutcome, Millis, Owner, Record, Settle, SettleOutcome, Sighting, State, Terms,
+    Token,
 };
 
 use super::plan::{MS, Micros};
@@ -47,6 +48,8 @@ pub struct Call {
     pub reach: usize,
     /// Whether the caller hears.
     pub reply: bool,
+    /// When it was sent, on the clock of the process.
+    pub sent: Micros,
     /// Events that still name this call.
     pub pending: u8,
     /// A flawed store has read, and writes next.
@@ -115,13 +118,15 @@ impl Store {
         (before, place.as_ref().map(|record| record.state))
     }
 
-    pub fn extend(&mut self, now: Micros, item: &Item, key: hapax::identity::Key) {
-        let Some(token) = item.token else { return };
+    /// Prolongs a claim. `false` if it is not held any more.
+    pub fn extend(&mut self, now: Micros, item: &Item, key: hapax::identity::Key) -> bool {
+        let Some(token) = item.token else { return false };
         let now = self.now(now);
         let place = &mut self.records[item.key as usize];
         let step = record::extend(place.as_ref(), &Extend { key, token, lease: self.lease }, now);
         if let Some(write) = step.write {
             *place = Some(write);
         }
+        step.outcome == ExtendOutcome::Held
     }
 }
