@@ -10,27 +10,26 @@ use crate::support::{Kafka, MockKafka, unique};
 use crate::world::{Counter, Effects, Member, committed, consumer, records};
 
 /// Handles all that there is, loses the group's offsets, and goes on with another member when more has come.
-async fn round<H: Handling>(handling: impl Fn(&Effects) -> H) -> (Effects, Summary) {
+async fn round<H: Handling>(handling: impl Fn(Effects) -> H) -> (Effects, Summary) {
     let kafka = Kafka::real();
     let (topic, group) = (unique("windows"), unique("g"));
     kafka.create_topic(&topic, 2).await;
     kafka.produce(&records(&topic, 2, 600)).await;
     let effects = Effects::default();
-    let first = Member::start(consumer(kafka.consumer_config(&group), &topic), handling(&effects));
+    let first = Member::start(consumer(kafka.consumer_config(&group), &topic), handling(effects.clone()));
     committed(&kafka, &group, &topic, &[300, 300]).await;
     assert_eq!(first.stop().await.handled, 600);
     // `auto.offset.reset` starts from the first message.
     kafka.delete_group(&group).await;
     kafka.produce(&records(&topic, 2, 400)).await;
-    let second = Member::start(consumer(kafka.consumer_config(&group), &topic), handling(&effects));
+    let second = Member::start(consumer(kafka.consumer_config(&group), &topic), handling(effects.clone()));
     committed(&kafka, &group, &topic, &[500, 500]).await;
     let summary = second.stop().await;
     assert_eq!(effects.distinct(), 1_000);
     (effects, summary)
 }
 
-fn noting(effects: &Effects) -> Plain<impl Fn(Message) -> Ready<Result<(), Failure>> + Send + Sync + 'static> {
-    let effects = effects.clone();
+fn noting(effects: Effects) -> Plain<impl Fn(Message) -> Ready<Result<(), Failure>> + Send + Sync + 'static> {
     plain(move |message: Message| {
         effects.note(&message);
         ready(Ok(()))
