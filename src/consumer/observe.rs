@@ -224,7 +224,7 @@ impl Sight {
     pub(super) fn at(self, running: impl Future<Output = Few<Ended>>) -> impl Future<Output = Few<Ended>> {
         let span = self.0.as_ref().map_or_else(Span::none, |seen| seen.span.clone());
         running.instrument(span).inspect(move |ended| {
-            if let Some(seen) = self.0 {
+            if let Some(mut seen) = self.0 {
                 seen.ended(ended);
             }
         })
@@ -232,7 +232,7 @@ impl Sight {
 }
 
 impl Seen {
-    fn ended(mut self: Box<Self>, ended: &Few<Ended>) {
+    fn ended(&mut self, ended: &Few<Ended>) {
         let outcome = match ended {
             Few::One(one) => outcome(one),
             Few::Many(many) => {
