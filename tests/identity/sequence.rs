@@ -24,7 +24,7 @@ fn it_is_source_and_number_however_written() {
         (b"18446744073709551615", u64::MAX),
         (&[0, 0, 0, 0, 0, 0, 0, 7], 7),
         (&[0xff; 8], u64::MAX),
-        (&[b'1', b'2', b'3', b'4', b'5', b'6', b'7', b':'], u64::from_be_bytes(*b"1234567:")),
+        (b"1234567:", u64::from_be_bytes(*b"1234567:")),
     ];
     for (written, number) in cases {
         assert_eq!(read(written), Ok(number), "{written:?}");
