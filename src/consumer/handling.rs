@@ -34,8 +34,10 @@ pub struct Handed {
     /// The claim that it is handled under.
     pub claim: Claim,
     /// What it must stay in order with, among those of the same call; `None` if with nothing.
+    #[cfg_attr(not(feature = "sql"), allow(dead_code))]
     pub(crate) row: Option<u64>,
     /// What its handling keeps of it, if that remembers it by itself.
+    #[cfg_attr(not(feature = "sql"), allow(dead_code))]
     pub(crate) own: Option<Own>,
 }
 
