@@ -38,6 +38,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+#[cfg(feature = "sql")]
+pub(crate) use batch::commits;
 pub use builder::{BuildError, Findings, MIN_LEASE, Mode, OnConflict, OnceBuilder};
 pub use claim::Claim;
 pub use class::{ErrorClass, Failure, Fatal, HandlerError, Unavailable};
@@ -52,8 +54,6 @@ pub use keep::AsJson;
 pub use keep::{Kept, Unkept};
 #[cfg(any(feature = "kafka", feature = "sql"))]
 pub(crate) use run::caught;
-#[cfg(feature = "sql")]
-pub(crate) use batch::commits;
 #[cfg(feature = "sql")]
 pub(crate) use shared::{Topics, pause};
 

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use sqlx::mysql::MySqlArguments;
 use sqlx::{Arguments, Error};
 
-use crate::store::sql::{CREATE_EXPRS, Call, Column, Expr, Field, INSERT_EXPRS, Kind, REMEMBER_EXPRS, Scalar, Statement, Values};
+use crate::store::sql::{
+    CREATE_EXPRS, Call, Column, Expr, Field, INSERT_EXPRS, Kind, REMEMBER_EXPRS, Scalar, Statement, Values,
+};
 
 /// Most rows in one statement.
 pub(super) const LARGEST: usize = 512;

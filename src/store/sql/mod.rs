@@ -23,11 +23,11 @@ pub(crate) use rows::Raw;
 pub(crate) use rows::reading;
 pub(crate) use rows::{Column, Kind, Reading, Scalar, Values};
 pub(crate) use schema::Layout;
-pub(crate) use statement::{Field, Statement, Texts, Write};
 #[cfg(feature = "mysql")]
 pub(crate) use statement::{CREATE_EXPRS, INSERT_EXPRS, REMEMBER_EXPRS};
 #[cfg(feature = "mysql")]
 pub(crate) use statement::{Expr, Join};
+pub(crate) use statement::{Field, Statement, Texts, Write};
 
 /// A store over the shared engine: settings and [`DedupStore`](crate::store::DedupStore).
 macro_rules! sql_store {
