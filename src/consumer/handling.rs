@@ -82,12 +82,14 @@ pub struct Needs {
     pub settle_first: bool,
     /// Messages that one call takes at most; `None` for handlers of one message.
     pub batch: Option<usize>,
+    /// Whether it keeps what is given up, so that it may be passed without a dead letter.
+    pub keeps_dead: bool,
 }
 
 impl Needs {
     pub(super) fn of(once: &Once, batch: Option<usize>) -> Self {
         let settle_first = once.mode() == Mode::AtMostOnce;
-        Self { retry: once.retry(), conflicts: once.conflicts(), settle_first, batch }
+        Self { retry: once.retry(), conflicts: once.conflicts(), settle_first, batch, keeps_dead: true }
     }
 
     /// Sets what the engine has to know.

@@ -83,7 +83,7 @@ mod run;
 mod signal;
 mod summary;
 mod thread;
-#[cfg(feature = "sql")]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 mod transactional;
 mod windows;
 mod witness;
@@ -103,7 +103,7 @@ pub use plain::{Plain, plain};
 pub use redrive::{Redrive, RedriveError, Redriven, Skip, redrive};
 pub use signal::shutdown_signal;
 pub use summary::{PartitionSummary, Summary};
-#[cfg(feature = "sql")]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub use transactional::{AllAtOnce, InTransaction, OneByOne};
 
 pub use crate::engine::Order;

@@ -46,7 +46,13 @@ where
     }
 
     fn needs(&self) -> Needs {
-        Needs { retry: Retry::default(), conflicts: Conflicts::GiveUp, settle_first: false, batch: None }
+        Needs {
+            retry: Retry::default(),
+            conflicts: Conflicts::GiveUp,
+            settle_first: false,
+            batch: None,
+            keeps_dead: false,
+        }
     }
 
     fn describe(&self) -> String {

@@ -261,7 +261,11 @@ impl Settings {
             partition_messages: options.partition_messages,
             commit_every: options.commit_every,
             commit_after: options.commit_after,
-            on_dead: if letters.is_some() { OnDead::Letter } else { OnDead::default() },
+            on_dead: match (letters.is_some(), needs.keeps_dead) {
+                (true, _) => OnDead::Letter,
+                (false, true) => OnDead::Record,
+                (false, false) => OnDead::Stop,
+            },
             ..Config::default()
         };
         needs.fill(&retry, &mut config);

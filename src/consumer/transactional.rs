@@ -335,7 +335,9 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> Drive for InTransaction<DB, S> {
 
     fn needs(&self) -> Needs {
         let (retry, conflicts) = (self.core.retry(), self.core.conflicts());
-        Needs { retry, conflicts, settle_first: false, batch: Some(self.core.most()) }
+        // A window passes what is given up, and keeps nothing of it.
+        let keeps_dead = self.core.keeps_records();
+        Needs { retry, conflicts, settle_first: false, batch: Some(self.core.most()), keeps_dead }
     }
 
     fn retry(&self, retry: &Retry) {

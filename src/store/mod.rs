@@ -306,7 +306,7 @@ forward!([S: DedupStore + ?Sized] Arc<S>, |this| (**this));
 forward!([S: DedupStore + ?Sized] Box<S>, |this| (**this));
 
 /// Whether a server gave a statement up in favour of another, or somebody kept a lock for too long.
-#[cfg(feature = "sql")]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) fn is_contention(error: &sqlx::Error) -> bool {
     let Some(said) = error.as_database_error() else { return false };
     let mut faults: Vec<sql::Fault> = Vec::new();

@@ -118,6 +118,12 @@ impl<DB: Sealed> Core<DB> {
         Origin { topic: self.topics.intern(message.topic()), partition: message.partition(), offset: message.offset() }
     }
 
+    /// Whether a message has a record.
+    #[cfg(feature = "kafka")]
+    pub(crate) const fn keeps_records(&self) -> bool {
+        self.keeps_records
+    }
+
     /// Whether a position window is kept: partitions have to be told of by [`assigned`](Self::assigned).
     pub(crate) const fn holds_partitions(&self) -> bool {
         matches!(self.window_by, Some(WindowBy::Position))

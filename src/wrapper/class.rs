@@ -77,7 +77,7 @@ impl HandlerError for crate::store::StoreError {
         if self.is_retryable() { ErrorClass::Retryable } else { ErrorClass::Fatal }
     }
 }
-#[cfg(feature = "sql")]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 impl HandlerError for sqlx::Error {
     fn is_contention(&self) -> bool {
         crate::store::is_contention(self)
@@ -113,7 +113,7 @@ impl HandlerError for Box<dyn Error + Send + Sync> {
         }
     }
 
-    #[cfg(feature = "sql")]
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     fn is_contention(&self) -> bool {
         let mut next: Option<&(dyn Error + 'static)> = Some(&**self);
         while let Some(error) = next {

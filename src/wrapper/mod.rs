@@ -38,12 +38,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-#[cfg(feature = "sql")]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use batch::commits;
 pub use builder::{BuildError, Findings, MIN_LEASE, Mode, OnConflict, OnceBuilder};
 pub use claim::Claim;
 pub use class::{ErrorClass, Failure, Fatal, HandlerError, Unavailable};
-#[cfg_attr(not(feature = "sql"), allow(unused_imports))]
+#[cfg_attr(not(any(feature = "postgres", feature = "mysql", feature = "sqlite")), allow(unused_imports))]
 pub(crate) use counts::Counters;
 pub use counts::Counts;
 #[cfg_attr(not(feature = "kafka"), allow(unused_imports))]
@@ -52,9 +52,9 @@ pub use done::{At, BatchDone, CallError, Commit, Done, HandleError, Stage, Unset
 #[cfg(feature = "json")]
 pub use keep::AsJson;
 pub use keep::{Kept, Unkept};
-#[cfg(any(feature = "kafka", feature = "sql"))]
+#[cfg(any(feature = "kafka", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use run::caught;
-#[cfg(feature = "sql")]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use shared::{Topics, pause};
 
 use crate::identity::IntoIdentity;

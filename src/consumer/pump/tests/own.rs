@@ -135,7 +135,13 @@ impl Drive for Fake {
     }
 
     fn needs(&self) -> Needs {
-        Needs { retry: Retry::fixed(SOON), conflicts: Conflicts::GiveUp, settle_first: false, batch: Some(512) }
+        Needs {
+            retry: Retry::fixed(SOON),
+            conflicts: Conflicts::GiveUp,
+            settle_first: false,
+            batch: Some(512),
+            keeps_dead: true,
+        }
     }
 
     fn describe(&self) -> String {
