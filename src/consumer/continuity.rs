@@ -427,14 +427,18 @@ impl Continuity {
             Some(Mark { committed: next, cluster, witness }.to_string())
         };
         windows.begin(&place, epoch, begin.at.filter(|at| begin.window != Some(*at)), Arc::new(note));
+        // What was heard of a fence before is of a window that is no more.
+        self.lock().fenced.remove(&place);
     }
 
     /// An assignment is over.
     pub(super) fn over(&self, epoch: Epoch) {
-        let track = self.lock().tracks.remove(&epoch);
-        if let (Some(track), Some(Windowed { windows, .. })) = (track, &self.windows) {
-            windows.over(&track.place);
+        let place = self.lock().tracks.get(&epoch).map(|track| track.place.clone());
+        // It may note how it stands, for which the track is needed.
+        if let (Some(place), Some(Windowed { windows, .. })) = (place, &self.windows) {
+            windows.over(&place);
         }
+        self.lock().tracks.remove(&epoch);
     }
 
     /// Messages were taken in; this is the last one of a run of them.
@@ -527,8 +531,12 @@ impl Continuity {
                 Some(Seen { committed, mark, low, high, look: Look::Unread, cluster, known, instead_of: None })
             })
             .collect();
+        // Beyond a window in this process's memory, others have handled what they committed.
+        let durable = self.windows.as_ref().is_none_or(|Windowed { windows, .. }| windows.is_durable());
         for (seen, standing) in seen.iter_mut().zip(standings.unwrap_or_default()) {
-            if let (Some(seen), Some(next)) = (seen, standing.next) {
+            if let (Some(seen), Some(next)) = (seen, standing.next)
+                && (durable || seen.committed.is_none_or(|committed| committed <= next))
+            {
                 seen.follow(next, standing.note.as_deref().and_then(Mark::parse));
             }
         }

@@ -168,13 +168,30 @@ impl Windows for Remembered {
         inner.note = Some(note);
         inner.reader = Some((self.member, epoch));
         let Some(at) = at else { return };
-        match (inner.noted.as_ref().map(|(next, _)| *next), &mut inner.window) {
-            (Some(noted), Some(window)) if at >= noted => window.raise(at),
+        match &mut inner.window {
+            Some(window) if at >= window.next() => {
+                window.raise(at);
+                window.restart();
+            }
             _ => inner.forget(Some(Window::at(at))),
         }
     }
 
-    fn over(&self, _: &Place) {}
+    /// How it stands is noted, so that whoever has the partition next is told what is below the mark.
+    fn over(&self, (topic, partition): &Place) {
+        let part = self.windows.part(topic, *partition);
+        let mut inner = open(&part.inner);
+        if inner.noted.is_some()
+            && let Some(next) = inner.window.as_ref().map(Window::next)
+            && let Some(text) = inner.note.as_ref().and_then(|note| note(next))
+        {
+            inner.noted = Some((next, text));
+        }
+    }
+
+    fn is_durable(&self) -> bool {
+        false
+    }
 
     /// Nobody is fenced off: members of one process see each other's hands.
     fn watch(&self, _: Fenced) {}

@@ -41,7 +41,7 @@ use crate::store::StoreError;
 use crate::transaction::seam::{Buried, Core, Held, Item, Known, Outcome, Pinned, Prepared, Rules, Work};
 use crate::transaction::{Transactional, TransactionalDatabase};
 use crate::wrapper::drive::{Call, ClaimReply, Ended, Fault, Hands, Own, Records, SettleReply, Unfinished, given_up};
-use crate::wrapper::{At, Claim, Described, HandleError, HandlerError};
+use crate::wrapper::{At, Claim, Described, ErrorClass, HandleError, HandlerError};
 
 /// Threads that poll handlers, at most. Each polls any number of them side by side.
 const THREADS: usize = 4;
@@ -300,7 +300,12 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> InTransaction<DB, S> {
         let mut last = None;
         for (item, outcome) in items.iter().zip(outcomes) {
             let place = (&*item.origin.topic, item.origin.partition);
-            if matches!(outcome, Outcome::Fenced) && last != Some(place) {
+            // What belongs to an assignment that is over says nothing of the one that stands.
+            if matches!(outcome, Outcome::Fenced)
+                && last != Some(place)
+                && let Pinned::To(Some(held)) = &item.held
+                && self.records.bound.is_bound(held)
+            {
                 last = Some(place);
                 self.records.bound.fenced(place.0, place.1);
             }
@@ -368,9 +373,13 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> Drive for InTransaction<DB, S> {
             Ok(ended) => Few::Many(ended),
             // The batch was dropped with its thread, or panicked outside of the handler.
             Err(_) => {
-                let lost =
-                    || Fault::new("panic", "the batch was lost: the thread that it ran on is gone, or it panicked");
-                Few::Many((0..expected).map(|_| Ended::Failed(lost())).collect())
+                let lost = || {
+                    let text = "the batch was lost: the thread that it ran on is gone, or it panicked";
+                    // Nothing of it was committed, and none of it is to blame.
+                    let fault = *Fault::new("panic", text);
+                    Ended::Failed(Box::new(Fault { class: ErrorClass::Unavailable, ..fault }))
+                };
+                Few::Many((0..expected).map(|_| lost()).collect())
             }
         }
     }
@@ -502,6 +511,12 @@ struct Bound {
 impl Bound {
     fn held(&self, epoch: Epoch) -> Option<Arc<Held>> {
         self.held.read().unwrap_or_else(PoisonError::into_inner).get(&epoch).cloned()
+    }
+
+    /// Whether an assignment that stands has this very window.
+    fn is_bound(&self, held: &Arc<Held>) -> bool {
+        let bound = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        bound.values().any(|own| Arc::ptr_eq(own, held))
     }
 
     fn bind(&self, (topic, partition): &Place, epoch: Epoch, now: Option<Arc<Held>>) {

@@ -52,6 +52,11 @@ pub trait Windows: Send + Sync {
     /// A partition is not ours any more.
     fn over(&self, place: &Place);
 
+    /// Whether what it keeps outlives this process: then it wins over the group's offset even where that is further on.
+    fn is_durable(&self) -> bool {
+        true
+    }
+
     /// Whom to tell of partitions whose fence was raised by another process.
     fn watch(&self, fenced: Fenced);
 }

@@ -191,7 +191,7 @@ impl Engine {
         let free = self.config.concurrency.saturating_sub(self.running).saturating_mul(per_call);
         let free = free.saturating_sub(self.firsts).min(claims);
         let ahead = self.pace.ahead().saturating_sub(self.ready + self.firsts + self.chained);
-        Room { free, ahead: ahead.min(claims - free), most: claims }
+        Room { free, ahead: ahead.min(claims), most: claims }
     }
 
     /// Whether a message waits for another one with the same identity that is in hand; notes it in hand if not.

@@ -354,11 +354,13 @@ impl Engine {
             (0..self.parts.len()).for_each(|at| self.look_after(u32::try_from(at).unwrap_or(NONE)));
         }
         let (mut pause, mut resume) = (Vec::new(), Vec::new());
+        let watched = self.watched.iter().filter_map(|at| self.part(*at));
+        let taken = watched.map(|part| part.frontier.unfinished()).sum();
         let (parts, config) = (&mut self.parts, &self.config);
         self.watched.retain(|at| {
             let Some(part) = parts.get_mut(*at as usize).and_then(Option::as_mut) else { return false };
             if part.stage == partition::Stage::Live {
-                match part.flow(now, config, is_down) {
+                match part.flow(now, config, is_down, taken) {
                     Some(true) => pause.push(part.frontier.epoch()),
                     Some(false) => resume.push(part.frontier.epoch()),
                     None => {}

@@ -137,8 +137,9 @@ impl Partition {
     /// Decides about back-pressure. `Some(true)`: pause it now; `Some(false)`: resume it.
     ///
     /// Pausing costs: librdkafka throws away what it had fetched, up to a hundred thousand messages. So what is full is not paused while it moves
-    /// on: where all room is taken, the Kafka thread takes in no more than comes back. Only what stands still is, and what takes the others' room.
-    pub(super) fn flow(&mut self, now: Time, config: &Config, is_down: bool) -> Option<bool> {
+    /// on: where all room is taken, the Kafka thread takes in no more than comes back. Only what stands still is, and what is slow where full
+    /// partitions, which hold `taken` messages together, take the others' room.
+    pub(super) fn flow(&mut self, now: Time, config: &Config, is_down: bool, taken: usize) -> Option<bool> {
         let unfinished = self.frontier.unfinished();
         let span = self.frontier.span();
         // Something has to come in to try with whether it is back.
@@ -163,7 +164,7 @@ impl Partition {
             Intake::Full(since, before) if now >= since + PATIENCE => {
                 let finished = usize::try_from(self.finished - before).unwrap_or(usize::MAX);
                 let part = |of: usize| finished < (config.partition_messages / of).max(1);
-                let hogs = unfinished >= config.messages.saturating_sub(config.messages / 4) && part(SLOW);
+                let hogs = taken >= config.messages.saturating_sub(config.messages / 4) && part(SLOW);
                 let slow = is_down || span >= config.span || hogs || part(STILL);
                 self.intake = if slow { Intake::Paused } else { Intake::Full(now, self.finished) };
                 slow.then_some(true)

@@ -209,7 +209,10 @@ impl<DB: Sealed> Core<DB> {
             pending.retain(|pending| pending.place < first);
         }
         while !pending.is_empty() {
-            let first = pending.iter().map(|pending| pending.due).min().unwrap_or(now);
+            // In order, nothing is begun before the first of them is due.
+            let due = pending.iter().map(|pending| pending.due);
+            let first = if self.settings.in_order { pending.first().map(|first| first.due) } else { due.min() };
+            let first = first.unwrap_or(now);
             tokio::time::sleep_until(first).await;
             let now = Instant::now();
             let (ready, later): (Vec<Pending>, Vec<Pending>) =
@@ -220,6 +223,7 @@ impl<DB: Sealed> Core<DB> {
             let ran = run(&items, &places).await;
             let mut stopped = false;
             for (mut at, outcome) in ready.into_iter().zip(ran) {
+                let failed = matches!(outcome, Outcome::Failed(_));
                 match self.concluded(&at.item, outcome) {
                     Ok(outcome) => {
                         stopped |= self.settings.in_order && !finished(&outcome);
@@ -227,7 +231,7 @@ impl<DB: Sealed> Core<DB> {
                     }
                     Err(_) if stopped => {}
                     Err(wait) => {
-                        at.item.attempt += 1;
+                        at.item.attempt += u32::from(failed);
                         at.due = Instant::now() + wait;
                         pending.push(at);
                     }

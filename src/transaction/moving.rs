@@ -7,7 +7,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::link::{Committed, Tx};
 use super::sealed::Sealed;
 use super::trial::Batch;
-use super::windows::{Held, Pending};
+use super::windows::{Held, Pending, Verdict};
 use crate::store::sql::Fault;
 
 /// Windows whose rows are being written.
@@ -55,6 +55,12 @@ impl Moving {
         moves.sort_unstable_by_key(|(held, ..)| held.source);
         for (held, finished, failed) in moves {
             let _moving = Arc::clone(&held.moving).lock_owned().await;
+            // A row that stays as it is could not tell later whether it was written.
+            let news = |(offset, tries): &(i64, u32)| !matches!(held.look(*offset), Verdict::New { attempts } if attempts >= *tries);
+            let failed: Vec<(i64, u32)> = failed.into_iter().filter(news).collect();
+            if finished.is_empty() && failed.is_empty() {
+                continue;
+            }
             // Another batch has finished one of them, or it is not known whether it has.
             let pending = match held.doubt() {
                 None => held.pending(&finished, &failed),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::core::{Core, finish};
-use super::link::{Committed, Tx};
+use super::dialect::Transact;
+use super::link::{Committed, Tx, sorted};
 use super::records::ending;
 use super::sealed::Sealed;
 use super::trial::Wrote;
@@ -15,26 +16,31 @@ use crate::store::sql::Fault;
 impl<DB: Sealed> Core<DB> {
     /// Finds out what a lost commit came to, for those windows that are in doubt.
     pub(super) async fn resolve(&self, doubtful: &[Arc<Held>]) -> Result<(), Fault> {
-        for held in doubtful {
-            let _moving = held.moving.lock().await;
-            if held.doubt().is_none() {
-                continue;
-            }
-            let rows = self.rows(&[held.source]).await?;
-            held.resolve(rows.first());
+        for held in doubtful.iter().filter(|held| held.doubt().is_some()) {
+            self.look_up(held).await?;
         }
         Ok(())
     }
 
+    /// Whether the doubtful moves of a window were committed; `None` if that is known to somebody else, or another process has it by now.
+    async fn look_up(&self, held: &Held) -> Result<Option<bool>, Fault> {
+        // First a transaction, then the window, as a batch does: the other way round the two would wait for each other.
+        let mut tx = self.begin(false).await?;
+        let _moving = held.moving.lock().await;
+        let mut committed = None;
+        if held.doubt().is_some() {
+            let rows = DB::DIALECT.load(tx.conn()?, &self.settings.windows, &[held.source]).await;
+            let rows = rows.map_err(|error| sorted::<DB::Dialect>(&error))?;
+            committed = held.resolve(rows.first());
+        }
+        finish(tx.rollback()).await;
+        Ok(committed)
+    }
+
     /// Whether a transaction whose commit was not answered was committed. Waits for it where it is not over.
     pub(super) async fn was_committed(&self, wrote: &Wrote) -> Result<bool, Fault> {
-        for held in &wrote.held {
-            let _moving = held.moving.lock().await;
-            if held.doubt().is_none() {
-                continue;
-            }
-            let rows = self.rows(&[held.source]).await?;
-            if let Some(committed) = held.resolve(rows.first()) {
+        for held in wrote.held.iter().filter(|held| held.doubt().is_some()) {
+            if let Some(committed) = self.look_up(held).await? {
                 self.resolve_others(&wrote.held, held).await?;
                 return Ok(committed);
             }

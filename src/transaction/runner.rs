@@ -360,7 +360,8 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
         tracing::debug!(error = %fault, messages = part.places.len(), "a commit was not answered: looking what it came to");
         match self.core.again("read what a lost commit came to", async || self.core.was_committed(wrote).await).await {
             Ok(true) => self.answer_all(outcomes),
-            Ok(false) => self.queue.push_front(part),
+            // Not at once: what kept it from being committed may last.
+            Ok(false) => self.faulted(part, fault).await,
             Err(error) => {
                 for at in part.places {
                     self.answer(at, Outcome::Unknown(error.clone()));
@@ -376,13 +377,19 @@ fn parts(items: &[Item], most: usize) -> VecDeque<Part> {
     let mut rest: Vec<usize> = (0..items.len()).collect();
     while !rest.is_empty() {
         let mut seen: HashSet<Twin<'_>> = HashSet::with_capacity(rest.len());
+        let mut waiting: HashSet<u64> = HashSet::new();
         let mut later = Vec::new();
         let mut first = Vec::with_capacity(rest.len());
         for at in rest {
-            match twins(&items[at]).into_iter().flatten().all(|twin| seen.insert(twin)) {
+            let row = items[at].row;
+            let waits = row.is_some_and(|row| waiting.contains(&row));
+            match !waits && twins(&items[at]).into_iter().flatten().all(|twin| seen.insert(twin)) {
                 true => first.push(at),
-                // It waits for what becomes of the other.
-                false => later.push(at),
+                // It waits for what becomes of the other, and what has to stay behind it waits too.
+                false => {
+                    waiting.extend(row);
+                    later.push(at);
+                }
             }
         }
         for places in first.chunks(most.max(1)) {

@@ -171,7 +171,9 @@ impl Held {
             None => newest.map(|newest| format!("{NEWEST}{newest}")),
         };
         let note = note.map(String::into_bytes);
-        let shift = Shift { source: self.source, fence: self.fence, next: row.next, state: row.state, note };
+        // Where nothing is finished yet, nobody is told to read from the first offset that there can be.
+        let next = if row.next == 0 { NEVER } else { row.next };
+        let shift = Shift { source: self.source, fence: self.fence, next, state: row.state, note };
         Some(Pending { moves, newest, shift })
     }
 
