@@ -26,6 +26,8 @@ struct Inner {
     window: Window,
     /// Where it stood when it was taken.
     began: i64,
+    /// It is known where reading began: the row says so, or whoever reads does.
+    placed: bool,
     /// What was delivered since, as runs from and up to without; the last of them only.
     delivered: VecDeque<(i64, i64)>,
     /// The latest time of a finished message, in milliseconds; `None` if none is known.
@@ -90,6 +92,7 @@ impl Held {
         let inner = Inner {
             window,
             began: next.unwrap_or(0),
+            placed: next.is_some(),
             newest,
             delivered: VecDeque::new(),
             notes: None,
@@ -171,8 +174,8 @@ impl Held {
             None => newest.map(|newest| format!("{NEWEST}{newest}")),
         };
         let note = note.map(String::into_bytes);
-        // Where nothing is finished yet, nobody is told to read from the first offset that there can be.
-        let next = if row.next == 0 { NEVER } else { row.next };
+        // Where nothing is finished yet, and nobody said where reading begins, nobody is told to read from the first offset that there can be.
+        let next = if row.next == 0 && !inner.placed { NEVER } else { row.next };
         let shift = Shift { source: self.source, fence: self.fence, next, state: row.state, note };
         Some(Pending { moves, newest, shift })
     }
@@ -220,6 +223,7 @@ impl Held {
                 inner.window.restart();
             }
         }
+        inner.placed = true;
         inner.began = at;
         inner.delivered.clear();
     }
