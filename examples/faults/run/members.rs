@@ -167,6 +167,11 @@ impl Run<'_> {
                 self.say(&format!("member {slot} ({pid}) aborted, behind an effect"));
                 self.again(slot, Duration::from_millis(500));
             }
+            // The broker's answer to its joining was cut off, and its place is another member's to the broker: it has to end, and is started again.
+            Some(1) if words.contains("FencedInstanceId") => {
+                self.say(&format!("member {slot} ({pid}) was fenced by the broker: {words}"));
+                self.again(slot, Duration::from_secs(1));
+            }
             // It could not start: whoever restarts processes starts it again.
             Some(2) => {
                 self.say(&format!("member {slot} ({pid}) could not start: {words}"));
