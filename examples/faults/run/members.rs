@@ -162,6 +162,15 @@ impl Run<'_> {
                     self.again(slot, Duration::ZERO);
                 }
             }
+            // Asked to before it caught signals, it ends by the signal.
+            None if leaving.is_some() && ended.contains("signal 15") => {
+                self.say(&format!("member {slot} ({pid}) has left before it began"));
+                if slot < STEADY
+                    && !self.later.iter().any(|(_, later)| matches!(later, Later::Start(other) if *other == slot))
+                {
+                    self.again(slot, Duration::ZERO);
+                }
+            }
             None if will_abort => {
                 self.killed(pid, now() - 100_000);
                 self.say(&format!("member {slot} ({pid}) aborted, behind an effect"));
