@@ -60,20 +60,9 @@ const NUMBERS: &[Number] = &[Number {
 }];
 
 fn main() -> ExitCode {
-    let args = match args::read("consumer", NUMBERS) {
-        Ok(Some(args)) => args,
-        Ok(None) => return ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("consumer: {error}\n\n{}", args::usage("consumer", NUMBERS));
-            return ExitCode::from(2);
-        }
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("consumer: no runtime: {error}");
-            return ExitCode::FAILURE;
-        }
+    let (args, runtime) = match args::begin("consumer", NUMBERS) {
+        Ok(begun) => begun,
+        Err(code) => return code,
     };
     let Some(brokers) = std::env::var("HAPAX_TEST_KAFKA").ok().filter(|brokers| !brokers.is_empty()) else {
         eprintln!(

@@ -80,20 +80,9 @@ const NUMBERS: &[Number] = &[
 ];
 
 fn main() -> ExitCode {
-    let args = match args::read("effects", NUMBERS) {
-        Ok(Some(args)) => args,
-        Ok(None) => return ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("effects: {error}\n\n{}", args::usage("effects", NUMBERS));
-            return ExitCode::from(2);
-        }
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("effects: no runtime: {error}");
-            return ExitCode::FAILURE;
-        }
+    let (args, runtime) = match args::begin("effects", NUMBERS) {
+        Ok(begun) => begun,
+        Err(code) => return code,
     };
     let mut figures = Figures::new(args);
     figures.cpu = true;

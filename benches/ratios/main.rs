@@ -32,20 +32,9 @@ use kinds::Kind;
 const NUMBERS: &[Number] = &[Number { name: "batches", what: "batches of 512 in a round", least: 1, default: 40 }];
 
 fn main() -> ExitCode {
-    let args = match args::read("ratios", NUMBERS) {
-        Ok(Some(args)) => args,
-        Ok(None) => return ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ratios: {error}\n\n{}", args::usage("ratios", NUMBERS));
-            return ExitCode::from(2);
-        }
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("ratios: no runtime: {error}");
-            return ExitCode::FAILURE;
-        }
+    let (args, runtime) = match args::begin("ratios", NUMBERS) {
+        Ok(begun) => begun,
+        Err(code) => return code,
     };
     let mut figures = Figures::new(args);
     match runtime.block_on(measure(&mut figures)) {

@@ -1,8 +1,10 @@
 //! The command line that the benchmarks have in common.
 
 use std::fmt::Write as _;
+use std::process::ExitCode;
 
 use lexopt::prelude::*;
+use tokio::runtime::Runtime;
 
 use crate::figures::Failure;
 
@@ -32,7 +34,26 @@ impl Args {
     }
 }
 
-pub fn usage(bench: &str, numbers: &[Number]) -> String {
+/// Reads the command line and makes a runtime; or says with which code to end at once.
+pub fn begin(bench: &str, numbers: &[Number]) -> Result<(Args, Runtime), ExitCode> {
+    let args = match read(bench, numbers) {
+        Ok(Some(args)) => args,
+        Ok(None) => return Err(ExitCode::SUCCESS),
+        Err(error) => {
+            eprintln!("{bench}: {error}\n\n{}", usage(bench, numbers));
+            return Err(ExitCode::from(2));
+        }
+    };
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => Ok((args, runtime)),
+        Err(error) => {
+            eprintln!("{bench}: no runtime: {error}");
+            Err(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn usage(bench: &str, numbers: &[Number]) -> String {
     let mut text = format!(
         "cargo bench --bench {bench} --features full -- [options]\n\n  \
          --only NAME      measure only figures whose name begins so; may be given again\n  \
@@ -46,7 +67,7 @@ pub fn usage(bench: &str, numbers: &[Number]) -> String {
 }
 
 /// `None`: there is nothing to measure.
-pub fn read(bench: &str, numbers: &[Number]) -> Result<Option<Args>, Failure> {
+fn read(bench: &str, numbers: &[Number]) -> Result<Option<Args>, Failure> {
     let given = numbers.iter().map(|number| (number.name, number.default)).collect();
     let mut args = Args { only: Vec::new(), rounds: 5, list: false, memory_of: None, numbers: given };
     let mut parser = lexopt::Parser::from_env();
