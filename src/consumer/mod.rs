@@ -84,6 +84,8 @@ mod signal;
 mod summary;
 mod thread;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod threads;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 mod transactional;
 mod windows;
 mod witness;
