@@ -195,7 +195,7 @@ fn consume(
     let (summary, end) = loop {
         let client = connect(&settings, context, &stop.bell)?;
         let thread = KafkaThread::new(client, Arc::clone(&gate), settings.drain, Arc::clone(&stop), patience);
-        match thread.run() {
+        let before = match thread.run() {
             Came::Ended(outcome) => break *outcome,
             Came::Refused(client) => {
                 patience.get_or_insert_with(|| {
@@ -208,14 +208,12 @@ fn consume(
                     );
                     Instant::now() + RELEASE
                 });
-                context = rdkafka::consumer::Consumer::context(&*client).again();
-                leave(client);
+                client
             }
-            Came::Outlived(client) => {
-                context = rdkafka::consumer::Consumer::context(&*client).again();
-                leave(client);
-            }
-        }
+            Came::Outlived(client) => client,
+        };
+        context = rdkafka::consumer::Consumer::context(&*before).again();
+        leave(before);
     };
     let summary_box = || Box::new(summary.clone());
     match end {

@@ -12,8 +12,8 @@ use super::{Transactional, TransactionalDatabase};
 use crate::identity::{FingerprintBy, Identify, IdentityConfigError, OnMissing, Scope, position};
 use crate::retry::Retry;
 use crate::store::sql::{Dialect, Engine, LOCK_TIMEOUT, Layout, TableName};
-use crate::store::{Finding, Report, Retention, StoreError};
-use crate::wrapper::{BuildError, Findings, OnConflict, Once};
+use crate::store::{Retention, StoreError};
+use crate::wrapper::{BuildError, OnConflict, Once, judge};
 
 /// Messages in one transaction, unless told otherwise.
 const MOST: usize = 512;
@@ -287,20 +287,4 @@ impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
         );
         Ok(Transactional { core: Arc::new(core) })
     }
-}
-
-/// Logs what a check found, and refuses what forbids a start.
-fn judge(report: &Report, accept: bool) -> Result<(), BuildError> {
-    for finding in report.warnings() {
-        tracing::warn!(setting = finding.setting, "{finding}");
-    }
-    let errors: Vec<Finding> = report.errors().cloned().collect();
-    if accept {
-        for finding in &errors {
-            tracing::error!(setting = finding.setting, "accepted: {finding}");
-        }
-    } else if !errors.is_empty() {
-        return Err(BuildError::Unsafe(Findings(errors)));
-    }
-    Ok(())
 }

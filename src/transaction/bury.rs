@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::core::{Core, finish};
-use super::dialect::{Shift, Source, Transact};
+use super::dialect::Transact;
 use super::link::{Committed, Tx, sorted};
 use super::moving::Moving;
 use super::outcome::{Item, Spot};
@@ -30,7 +30,6 @@ impl<DB: Sealed> Core<DB> {
     /// # Errors
     ///
     /// [`StoreError`], retryable where the database could not be reached.
-    #[allow(dead_code, reason = "for the consumer")]
     pub(crate) async fn bury(&self, items: &[Item]) -> Result<Vec<Buried>, StoreError> {
         let mut buried = Vec::with_capacity(items.len());
         for item in items {
@@ -65,19 +64,10 @@ impl<DB: Sealed> Core<DB> {
             }
         }
         if let Some(Spot::Sequence { source, number, span }) = &item.spot {
-            let sources: [Source; 1] = [*source];
-            let table = &self.settings.windows;
-            let fault = |error: sqlx::Error| sorted::<DB::Dialect>(&error);
-            DB::DIALECT.plant(tx.conn()?, table, &sources).await.map_err(fault)?;
-            let rows = DB::DIALECT.load(tx.conn()?, table, &sources).await.map_err(fault)?;
-            if let Some(row) = rows.first() {
-                let mut window = crate::window::Sequences::restore(*span, &row.state)
-                    .map_err(|error| Fault::Corrupt(error.to_string()))?;
+            for (row, mut window) in self.lock_windows(&mut tx, &[(*source, *span)]).await? {
                 window.see(*number);
-                let written = window.row();
-                let shift =
-                    Shift { source: *source, fence: row.fence, next: written.next, state: written.state, note: None };
-                DB::DIALECT.shift(tx.conn()?, table, &[shift]).await.map_err(fault)?;
+                let shifted = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &[row.shift(&window)]).await;
+                shifted.map_err(|error| sorted::<DB::Dialect>(&error))?;
             }
         }
         let batch: Batch<'_, String> = Batch {

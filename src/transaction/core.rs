@@ -296,7 +296,7 @@ impl<DB: Sealed> Core<DB> {
     }
 
     /// Reading a partition goes on from here.
-    #[allow(dead_code, reason = "for the consumer")]
+    #[cfg_attr(not(feature = "kafka"), allow(dead_code))]
     pub(crate) fn reads_from(&self, topic: &str, partition: i32, at: i64) {
         if let Some(held) = self.held.get(topic, partition) {
             held.begin(at);
@@ -304,7 +304,7 @@ impl<DB: Sealed> Core<DB> {
     }
 
     /// What to note beside a partition's row, by its `next`.
-    #[allow(dead_code, reason = "for the consumer")]
+    #[cfg_attr(not(feature = "kafka"), allow(dead_code))]
     pub(crate) fn noted(&self, topic: &str, partition: i32, notes: Notes) {
         if let Some(held) = self.held.get(topic, partition) {
             held.noted(notes);

@@ -5,9 +5,10 @@
 use std::future::Future;
 use std::time::Duration;
 
-use sqlx::{Database, Error};
+use sqlx::{ColumnIndex, Database, Decode, Error, Type};
 
 use crate::store::sql::{Conn, Dialect, TableName};
+use crate::window::Sequences;
 
 /// sqlx's keeper of how deep transactions are nested.
 pub(crate) type Manager<D> = <<D as Dialect>::Db as Database>::TransactionManager;
@@ -28,6 +29,33 @@ pub(crate) struct Row {
     /// Encoded by `window`; empty until it first moves.
     pub(crate) state: Vec<u8>,
     pub(crate) note: Option<Vec<u8>>,
+}
+
+impl Row {
+    /// Reads the columns source, fence, next, state and note, in this order.
+    pub(super) fn read<'r, R>(row: &'r R) -> Result<Self, Error>
+    where
+        R: sqlx::Row,
+        usize: ColumnIndex<R>,
+        i64: Decode<'r, R::Database> + Type<R::Database>,
+        &'r [u8]: Decode<'r, R::Database> + Type<R::Database>,
+        Vec<u8>: Decode<'r, R::Database> + Type<R::Database>,
+    {
+        let source: &[u8] = row.try_get(0)?;
+        Ok(Self {
+            source: source.try_into().map_err(|_| Error::Decode("a window's source has 16 bytes".into()))?,
+            fence: row.try_get(1)?,
+            next: row.try_get(2)?,
+            state: row.try_get(3)?,
+            note: row.try_get(4)?,
+        })
+    }
+
+    /// What to write of a producer's window that was read from here, under the same fence.
+    pub(super) fn shift(&self, window: &Sequences) -> Shift {
+        let written = window.row();
+        Shift { source: self.source, fence: self.fence, next: written.next, state: written.state, note: None }
+    }
 }
 
 /// A window to write where its fence still stands.

@@ -62,10 +62,7 @@ impl Moving {
                 continue;
             }
             // Another batch has finished one of them, or it is not known whether it has.
-            let pending = match held.doubt() {
-                None => held.pending(&finished, &failed),
-                Some(_) => None,
-            };
+            let pending = if held.is_in_doubt() { None } else { held.pending(&finished, &failed) };
             let Some(pending) = pending else {
                 return Err(Fault::Contended("another batch has moved the window.".into()));
             };

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sqlx::mysql::{MySqlArguments, MySqlConnection, MySqlRow};
-use sqlx::{Arguments, AssertSqlSafe, Error, Row as _, SqlSafeStr};
+use sqlx::mysql::{MySqlArguments, MySqlConnection};
+use sqlx::{Arguments, AssertSqlSafe, Error, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Manager, NEVER, Row, Shift, Source, Transact};
@@ -17,17 +17,6 @@ const KEYS: &[Field] = &[("k", Kind::Digest)];
 
 fn quoted(table: &TableName) -> String {
     table.quoted(Mysql::QUOTE)
-}
-
-fn row(row: &MySqlRow) -> Result<Row, Error> {
-    let source: &[u8] = row.try_get(0)?;
-    Ok(Row {
-        source: source.try_into().map_err(|_| Error::Decode("a window's source has 16 bytes".into()))?,
-        fence: row.try_get(1)?,
-        next: row.try_get(2)?,
-        state: row.try_get(3)?,
-        note: row.try_get(4)?,
-    })
 }
 
 /// Sources for `VALUES`, each with the same other columns.
@@ -114,7 +103,7 @@ impl Transact for Mysql {
         let mut arguments = MySqlArguments::default();
         (0..size).try_for_each(|at| arguments.add(sources.get(at).map(<[u8; 16]>::as_slice))).map_err(Error::Encode)?;
         let rows = sqlx::query_with(AssertSqlSafe(text), arguments).fetch_all(conn).await?;
-        rows.iter().map(row).collect()
+        rows.iter().map(Row::read).collect()
     }
 
     async fn shift(&self, conn: &mut MySqlConnection, table: &TableName, shifts: &[Shift]) -> Result<u64, Error> {

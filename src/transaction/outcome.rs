@@ -64,7 +64,7 @@ pub(crate) enum Spot {
 
 impl Item {
     /// What the store knows it by.
-    #[allow(dead_code, reason = "for the consumer")]
+    #[cfg_attr(not(feature = "kafka"), allow(dead_code))]
     pub(crate) fn key(&self) -> Option<Key> {
         self.record.as_ref().map(|record| record.key)
     }
@@ -127,7 +127,6 @@ pub(crate) enum Known {
 impl Known {
     /// The same, as the answer to a claim.
     #[cfg(feature = "kafka")]
-    #[allow(dead_code, reason = "for the consumer")]
     pub(crate) const fn answer(&self) -> crate::engine::Answer {
         use crate::engine::Answer;
         match self {
@@ -202,7 +201,6 @@ impl<E: HandlerError> Why<E> {
 #[cfg(feature = "kafka")]
 impl<E: HandlerError> Failed<E> {
     /// The same, as a consumer notes it.
-    #[allow(dead_code, reason = "for the consumer")]
     pub(crate) fn fault(&self) -> Box<crate::wrapper::drive::Fault> {
         use crate::wrapper::drive::Fault;
         match &self.why {

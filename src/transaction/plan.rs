@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::core::Core;
 use super::dialect::{Row, Source, Transact};
-use super::link::sorted;
+use super::link::{Tx, sorted};
 use super::outcome::{Known, Spot, Work};
 use super::records::Said;
 use super::sealed::Sealed;
@@ -122,21 +123,35 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         }
         spans.sort_unstable();
         spans.dedup_by_key(|(source, _)| *source);
+        let windows = self.core.lock_windows(&mut self.tx, &spans).await?;
+        self.sources.rows.extend(windows.into_iter().map(|(row, window)| (row.source, (row, window, false))));
+        Ok(())
+    }
+}
+
+impl<DB: Sealed> Core<DB> {
+    /// Locks the windows of producers' sources, with the spans that they are to have, until the transaction ends; makes those that are missing.
+    pub(super) async fn lock_windows(
+        &self,
+        tx: &mut Tx<DB>,
+        spans: &[(Source, u32)],
+    ) -> Result<Vec<(Row, Sequences)>, Fault> {
         let sources: Vec<Source> = spans.iter().map(|(source, _)| *source).collect();
-        let table = &self.core.settings.windows;
+        let table = &self.settings.windows;
         let fault = |error: sqlx::Error| sorted::<DB::Dialect>(&error);
-        let mut rows = DB::DIALECT.load(self.tx.conn()?, table, &sources).await.map_err(fault)?;
+        let mut rows = DB::DIALECT.load(tx.conn()?, table, &sources).await.map_err(fault)?;
         if rows.len() < sources.len() {
-            DB::DIALECT.plant(self.tx.conn()?, table, &sources).await.map_err(fault)?;
-            rows = DB::DIALECT.load(self.tx.conn()?, table, &sources).await.map_err(fault)?;
+            DB::DIALECT.plant(tx.conn()?, table, &sources).await.map_err(fault)?;
+            rows = DB::DIALECT.load(tx.conn()?, table, &sources).await.map_err(fault)?;
         }
+        let mut windows = Vec::with_capacity(rows.len());
         for row in rows {
             let span =
                 spans.iter().find(|(source, _)| *source == row.source).map_or(Sequences::SPAN, |(_, span)| *span);
             let window = Sequences::restore(span, &row.state).map_err(|error| Fault::Corrupt(error.to_string()))?;
-            self.sources.rows.insert(row.source, (row, window, false));
+            windows.push((row, window));
         }
-        Ok(())
+        Ok(windows)
     }
 }
 

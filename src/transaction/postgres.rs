@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgArguments, PgConnection, PgRow};
-use sqlx::{Arguments, AssertSqlSafe, Error, Row as _, SqlSafeStr};
+use sqlx::postgres::{PgArguments, PgConnection};
+use sqlx::{Arguments, AssertSqlSafe, Error, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Manager, NEVER, Row, Shift, Source, Transact};
@@ -20,17 +20,6 @@ fn bound(sources: &[Source]) -> Result<PgArguments, Error> {
     let mut arguments = PgArguments::default();
     arguments.add(sources.iter().map(<[u8; 16]>::as_slice).collect::<Vec<_>>()).map_err(Error::Encode)?;
     Ok(arguments)
-}
-
-fn row(row: &PgRow) -> Result<Row, Error> {
-    let source: &[u8] = row.try_get(0)?;
-    Ok(Row {
-        source: source.try_into().map_err(|_| Error::Decode("a window's source has 16 bytes".into()))?,
-        fence: row.try_get(1)?,
-        next: row.try_get(2)?,
-        state: row.try_get(3)?,
-        note: row.try_get(4)?,
-    })
 }
 
 impl Transact for Postgres {
@@ -54,7 +43,7 @@ impl Transact for Postgres {
              ON CONFLICT (source) DO UPDATE SET fence = w.fence + 1, time = excluded.time RETURNING {COLUMNS}"
         );
         let rows = sqlx::query_with(AssertSqlSafe(text), bound(sources)?).persistent(false).fetch_all(conn).await?;
-        rows.iter().map(row).collect()
+        rows.iter().map(Row::read).collect()
     }
 
     async fn plant(&self, conn: &mut PgConnection, table: &TableName, sources: &[Source]) -> Result<(), Error> {
@@ -70,7 +59,7 @@ impl Transact for Postgres {
         let table = quoted(table);
         let text = format!("SELECT {COLUMNS} FROM {table} WHERE source = ANY ($1::bytea[]) ORDER BY source FOR UPDATE");
         let rows = sqlx::query_with(AssertSqlSafe(text), bound(sources)?).fetch_all(conn).await?;
-        rows.iter().map(row).collect()
+        rows.iter().map(Row::read).collect()
     }
 
     async fn shift(&self, conn: &mut PgConnection, table: &TableName, shifts: &[Shift]) -> Result<u64, Error> {

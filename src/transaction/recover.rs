@@ -16,7 +16,7 @@ use crate::store::sql::Fault;
 impl<DB: Sealed> Core<DB> {
     /// Finds out what a lost commit came to, for those windows that are in doubt.
     pub(super) async fn resolve(&self, doubtful: &[Arc<Held>]) -> Result<(), Fault> {
-        for held in doubtful.iter().filter(|held| held.doubt().is_some()) {
+        for held in doubtful.iter().filter(|held| held.is_in_doubt()) {
             self.look_up(held).await?;
         }
         Ok(())
@@ -28,7 +28,7 @@ impl<DB: Sealed> Core<DB> {
         let mut tx = self.begin(false).await?;
         let _moving = held.moving.lock().await;
         let mut committed = None;
-        if held.doubt().is_some() {
+        if held.is_in_doubt() {
             let rows = DB::DIALECT.load(tx.conn()?, &self.settings.windows, &[held.source]).await;
             let rows = rows.map_err(|error| sorted::<DB::Dialect>(&error))?;
             committed = held.resolve(rows.first());
@@ -39,9 +39,9 @@ impl<DB: Sealed> Core<DB> {
 
     /// Whether a transaction whose commit was not answered was committed. Waits for it where it is not over.
     pub(super) async fn was_committed(&self, wrote: &Wrote) -> Result<bool, Fault> {
-        for held in wrote.held.iter().filter(|held| held.doubt().is_some()) {
+        for held in wrote.held.iter().filter(|held| held.is_in_doubt()) {
             if let Some(committed) = self.look_up(held).await? {
-                self.resolve_others(&wrote.held, held).await?;
+                self.resolve(&wrote.held).await?;
                 return Ok(committed);
             }
         }
@@ -56,11 +56,6 @@ impl<DB: Sealed> Core<DB> {
         };
         finish(tx.rollback()).await;
         Ok(committed)
-    }
-
-    async fn resolve_others(&self, held: &[Arc<Held>], but: &Arc<Held>) -> Result<(), Fault> {
-        let others: Vec<_> = held.iter().filter(|held| !Arc::ptr_eq(held, but)).cloned().collect();
-        self.resolve(&others).await
     }
 
     /// Whether a record stands as this token wrote it; waits for whoever is writing it.

@@ -12,6 +12,7 @@ use super::outcome::{Item, Known, Misuse, Outcome, Pinned, Spot, Why, Work};
 use super::sealed::Sealed;
 use super::trial::{Batch, Outcomes, Rules, Stop, Wrote};
 use super::windows::{Held, Verdict};
+use crate::store::StoreError;
 use crate::store::sql::{Dialect, Fault, jitter};
 use crate::wrapper::{ErrorClass, OnConflict, pause};
 
@@ -156,7 +157,7 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
     async fn screen(&mut self, places: Vec<usize>) -> Result<Vec<usize>, Fault> {
         let mut doubtful: Vec<Arc<Held>> = Vec::new();
         for held in places.iter().filter_map(|at| self.batch.held[*at].as_ref()) {
-            if held.doubt().is_some() && !doubtful.iter().any(|other| Arc::ptr_eq(other, held)) {
+            if held.is_in_doubt() && !doubtful.iter().any(|other| Arc::ptr_eq(other, held)) {
                 doubtful.push(Arc::clone(held));
             }
         }
@@ -280,9 +281,14 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
         let error = fault.error(DB::Dialect::NAME, "handle a batch");
         let rest = std::mem::take(&mut self.queue);
         for part in std::iter::once(part).chain(rest) {
-            for at in part.places {
-                self.answer(at, Outcome::Unknown(error.clone()));
-            }
+            self.unknown(part, &error);
+        }
+    }
+
+    /// Nobody knows what the database would say of these.
+    fn unknown(&mut self, part: Part, error: &StoreError) {
+        for at in part.places {
+            self.answer(at, Outcome::Unknown(error.clone()));
         }
     }
 
@@ -291,12 +297,7 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
         let found =
             match self.core.again("take back what a handler committed", async || self.core.repair(wrote).await).await {
                 Ok(found) => found,
-                Err(error) => {
-                    for at in part.places {
-                        self.answer(at, Outcome::Unknown(error.clone()));
-                    }
-                    return;
-                }
+                Err(error) => return self.unknown(part, &error),
             };
         if !found && why.is_some() && DB::Dialect::ROLLS_BACK {
             // As a deadlock does.
@@ -334,12 +335,7 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
         let sources: Vec<Source> = held.iter().map(|held| held.source).collect();
         let rows = match self.core.again("read windows", async || self.core.rows(&sources).await).await {
             Ok(rows) => rows,
-            Err(error) => {
-                for at in part.places {
-                    self.answer(at, Outcome::Unknown(error.clone()));
-                }
-                return;
-            }
+            Err(error) => return self.unknown(part, &error),
         };
         let mut any = false;
         for held in held {
@@ -362,11 +358,7 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
             Ok(true) => self.answer_all(outcomes),
             // Not at once: what kept it from being committed may last.
             Ok(false) => self.faulted(part, fault).await,
-            Err(error) => {
-                for at in part.places {
-                    self.answer(at, Outcome::Unknown(error.clone()));
-                }
-            }
+            Err(error) => self.unknown(part, &error),
         }
     }
 }

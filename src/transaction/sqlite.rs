@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
-use sqlx::{Arguments, AssertSqlSafe, Error, Row as _, SqlSafeStr};
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::{Arguments, AssertSqlSafe, Error, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Manager, NEVER, Row, Shift, Source, Transact};
@@ -14,17 +14,6 @@ const COLUMNS: &str = "source, fence, next, state, note";
 
 fn quoted(table: &TableName) -> String {
     table.quoted(Sqlite::QUOTE)
-}
-
-fn row(row: &SqliteRow) -> Result<Row, Error> {
-    let source: &[u8] = row.try_get(0)?;
-    Ok(Row {
-        source: source.try_into().map_err(|_| Error::Decode("a window's source has 16 bytes".into()))?,
-        fence: row.try_get(1)?,
-        next: row.try_get(2)?,
-        state: row.try_get(3)?,
-        note: row.try_get(4)?,
-    })
 }
 
 /// So many tuples. Sizes are powers of two, so that few statements are kept prepared.
@@ -75,7 +64,7 @@ impl Transact for Sqlite {
         );
         let arguments = bound(sources, sources.len())?;
         let rows = sqlx::query_with(AssertSqlSafe(text), arguments).persistent(false).fetch_all(conn).await?;
-        rows.iter().map(row).collect()
+        rows.iter().map(Row::read).collect()
     }
 
     async fn plant(&self, conn: &mut SqliteConnection, table: &TableName, sources: &[Source]) -> Result<(), Error> {
@@ -104,7 +93,7 @@ impl Transact for Sqlite {
         let size = size(sources.len());
         let text = format!("SELECT {COLUMNS} FROM {} WHERE source IN ({})", quoted(table), tuples("?", size));
         let rows = sqlx::query_with(AssertSqlSafe(text), bound(sources, size)?).fetch_all(conn).await?;
-        rows.iter().map(row).collect()
+        rows.iter().map(Row::read).collect()
     }
 
     async fn shift(&self, conn: &mut SqliteConnection, table: &TableName, shifts: &[Shift]) -> Result<u64, Error> {

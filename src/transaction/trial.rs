@@ -465,17 +465,8 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         let tried = |(_, outcome): &(usize, Outcome<_, _>)| matches!(outcome, Outcome::Handled(_) | Outcome::Failed(_));
         let tried = self.outcomes.iter().any(tried);
         let mut moving = Moving::default();
-        let mut shifts: Vec<Shift> = Vec::new();
-        for (row, window, _) in self.sources.rows.values().filter(|(_, _, moved)| *moved) {
-            let written = window.row();
-            shifts.push(Shift {
-                source: row.source,
-                fence: row.fence,
-                next: written.next,
-                state: written.state,
-                note: None,
-            });
-        }
+        let moved = self.sources.rows.values().filter(|(_, _, moved)| *moved);
+        let mut shifts: Vec<Shift> = moved.map(|(row, window, _)| row.shift(window)).collect();
         moving.take(batch, &self.finished, &self.failed).await.map_err(Stop::Fault)?;
         shifts.extend(moving.parts.iter().map(|part| part.pending.shift.clone()));
         if !tried && shifts.is_empty() {

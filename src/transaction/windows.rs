@@ -149,8 +149,9 @@ impl Held {
         row.source == self.source && row.fence == self.fence
     }
 
-    pub(super) fn doubt(&self) -> Option<Pending> {
-        self.lock().doubt.clone()
+    /// Whether a lost commit may have moved it.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.lock().doubt.is_some()
     }
 
     /// What to write for these moves; `None` if one of them is finished already. `moving` is held.

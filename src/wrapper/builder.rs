@@ -225,17 +225,7 @@ impl OnceBuilder {
             }
             report = self.store.check().await?;
         }
-        for finding in report.warnings() {
-            tracing::warn!(setting = finding.setting, "{finding}");
-        }
-        let errors: Vec<Finding> = report.errors().cloned().collect();
-        if self.accept_unsafe {
-            for finding in &errors {
-                tracing::error!(setting = finding.setting, "accepted: {finding}");
-            }
-        } else if !errors.is_empty() {
-            return Err(BuildError::Unsafe(Findings(errors)));
-        }
+        judge(&report, self.accept_unsafe)?;
         let shared = Shared::new(self.store, scope, self.config, report)?;
         tracing::debug!(
             store = shared.store.describe().store,
@@ -246,6 +236,22 @@ impl OnceBuilder {
         );
         Ok(Once::of(shared))
     }
+}
+
+/// Logs what a check found, and refuses what forbids a start.
+pub(crate) fn judge(report: &Report, accept: bool) -> Result<(), BuildError> {
+    for finding in report.warnings() {
+        tracing::warn!(setting = finding.setting, "{finding}");
+    }
+    let errors: Vec<Finding> = report.errors().cloned().collect();
+    if accept {
+        for finding in &errors {
+            tracing::error!(setting = finding.setting, "accepted: {finding}");
+        }
+    } else if !errors.is_empty() {
+        return Err(BuildError::Unsafe(Findings(errors)));
+    }
+    Ok(())
 }
 
 impl Settings {

@@ -40,6 +40,8 @@ use tokio::time::Instant;
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use batch::commits;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use builder::judge;
 pub use builder::{BuildError, Findings, MIN_LEASE, Mode, OnConflict, OnceBuilder};
 pub use claim::Claim;
 pub use class::{ErrorClass, Failure, Fatal, HandlerError, Unavailable};
