@@ -74,12 +74,18 @@ pub mod frontier;
 pub mod identity;
 #[cfg(feature = "kafka")]
 mod kafka;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub mod inbox;
 mod level;
 pub mod message;
 pub mod observe;
+#[cfg(any(feature = "kafka", feature = "simulator", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod pace;
 pub mod record;
 mod retry;
 pub mod store;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod threads;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 mod transaction;
 pub mod window;
@@ -89,6 +95,8 @@ mod wrapper;
 pub use consumer::{
     Batch, Consumer, ConsumerError, DeadLetter, Each, Handed, Message, Order, Summary, plain, redrive, shutdown_signal,
 };
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub use inbox::{Inbox, InboxBuilder};
 pub use level::Level;
 pub use retry::Retry;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]

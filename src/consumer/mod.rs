@@ -84,8 +84,6 @@ mod signal;
 mod summary;
 mod thread;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-mod threads;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 mod transactional;
 mod windows;
 mod witness;
@@ -102,6 +100,9 @@ pub use memory::{InWindows, MemoryWindows};
 pub use message::Message;
 pub use monitor::Monitor;
 pub use plain::{Plain, plain};
+#[cfg(feature = "simulator")]
+#[doc(hidden)]
+pub use pump::dry_run;
 pub use redrive::{Redrive, RedriveError, Redriven, Skip, redrive};
 pub use signal::shutdown_signal;
 pub use summary::{PartitionSummary, Summary};

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 
 use super::event::Time;
-use super::pace::Pace;
 use super::table::{Member, NONE, Phase, Table};
 use crate::frontier::Slot;
+use crate::pace::Pace;
 
 #[derive(Debug, Default)]
 pub(super) struct Lane {

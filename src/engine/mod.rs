@@ -40,7 +40,6 @@ mod event;
 mod handlers;
 mod intake;
 mod lanes;
-mod pace;
 mod partition;
 mod table;
 #[cfg(test)]
@@ -58,8 +57,8 @@ pub use event::{
 
 use crate::frontier::Epoch;
 use crate::identity::Key;
+use crate::pace::{Breaker, Pace};
 use lanes::Lanes;
-use pace::{Breaker, Pace};
 use partition::Partition;
 use table::{NONE, Phase, Table};
 

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::event::Time;
 use crate::retry::share;
+
+/// Time since whatever counts as the beginning.
+type Time = Duration;
 
 /// How many messages to claim beyond what free handlers can start: as many as handlers get through in a quarter of a second, so that no claim
 /// ages under its lease behind slow handlers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     ahead: usize,
     most: usize,
 }
@@ -21,18 +23,18 @@ impl Default for Pace {
 
 impl Pace {
     const FIRST: usize = 32;
-    pub(super) const WINDOW: Duration = Duration::from_millis(250);
+    pub(crate) const WINDOW: Duration = Duration::from_millis(250);
 
-    pub(super) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self { ahead: Self::FIRST.min(most), most }
     }
 
-    pub(super) const fn ahead(&self) -> usize {
+    pub(crate) const fn ahead(&self) -> usize {
         self.ahead
     }
 
     /// Notes that a chain of `count` messages took so long, with `parallel` of them side by side. Grows to four times at most.
-    pub(super) fn ran(&mut self, count: u32, took: Duration, parallel: usize) {
+    pub(crate) fn ran(&mut self, count: u32, took: Duration, parallel: usize) {
         if count == 0 {
             return;
         }
@@ -45,7 +47,7 @@ impl Pace {
 
 /// What is down is left alone for a while, longer each time, then tried with one message.
 #[derive(Debug, Default)]
-pub(super) struct Breaker {
+pub(crate) struct Breaker {
     failures: u32,
     until: Time,
 }
@@ -56,7 +58,7 @@ impl Breaker {
 
     /// Notes a failure. Answers how long to wait: 50 ms doubling to 2 s, at least half of it. What fails while it is left alone was begun
     /// before: the messages of one batch are one failure.
-    pub(super) fn fail(&mut self, now: Time, random: u64) -> Duration {
+    pub(crate) fn fail(&mut self, now: Time, random: u64) -> Duration {
         if self.is_open(now) {
             return self.until.saturating_sub(now);
         }
@@ -68,22 +70,22 @@ impl Breaker {
     }
 
     /// Notes that it is back.
-    pub(super) fn succeed(&mut self) {
+    pub(crate) fn succeed(&mut self) {
         self.failures = 0;
     }
 
     /// Whether the last try failed.
-    pub(super) const fn is_tripped(&self) -> bool {
+    pub(crate) const fn is_tripped(&self) -> bool {
         self.failures > 0
     }
 
     /// Whether to leave it alone for now.
-    pub(super) fn is_open(&self, now: Time) -> bool {
+    pub(crate) fn is_open(&self, now: Time) -> bool {
         self.failures > 0 && now < self.until
     }
 
     /// Until when it was to be left alone.
-    pub(super) const fn until(&self) -> Time {
+    pub(crate) const fn until(&self) -> Time {
         self.until
     }
 }

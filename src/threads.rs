@@ -20,8 +20,17 @@ type Job = Box<dyn FnOnce() -> Local + Send>;
 
 /// Threads that poll what may not move between threads, from the first call on. They end with the last of what they poll, once nobody can
 /// give them more.
-#[derive(Debug, Default)]
-pub(super) struct Threads(OnceLock<Vec<Worker>>);
+#[derive(Debug)]
+pub(crate) struct Threads {
+    most: usize,
+    workers: OnceLock<Vec<Worker>>,
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        Self::few(THREADS)
+    }
+}
 
 #[derive(Debug)]
 struct Worker {
@@ -31,15 +40,20 @@ struct Worker {
 }
 
 impl Threads {
-    fn start() -> Vec<Worker> {
+    /// So many at most, and no more than there are processors.
+    pub(crate) const fn few(most: usize) -> Self {
+        Self { most, workers: OnceLock::new() }
+    }
+
+    fn start(most: usize) -> Vec<Worker> {
         let runtime = Handle::current();
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(most);
         (0..threads).filter_map(|_| Worker::start(runtime.clone())).collect()
     }
 
     /// Polls on the thread that has the least to do. What nobody waits for any more is dropped where it waits. To be called within the runtime
     /// that it is to belong to.
-    pub(super) fn run<T, Fut>(&self, make: impl FnOnce() -> Fut + Send + 'static) -> oneshot::Receiver<T>
+    pub(crate) fn run<T, Fut>(&self, make: impl FnOnce() -> Fut + Send + 'static) -> oneshot::Receiver<T>
     where
         T: Send + 'static,
         Fut: Future<Output = T> + 'static,
@@ -61,7 +75,7 @@ impl Threads {
     }
 
     fn give(&self, job: Job) {
-        let workers = self.0.get_or_init(Self::start);
+        let workers = self.workers.get_or_init(|| Self::start(self.most));
         match workers.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed)) {
             Some(worker) => {
                 worker.load.fetch_add(1, Ordering::Relaxed);
