@@ -12,6 +12,8 @@
 
 mod bench;
 mod calls;
+#[cfg(feature = "simulator")]
+mod dry;
 mod ends;
 mod letters;
 mod periods;
@@ -47,6 +49,8 @@ use crate::wrapper::ErrorClass;
 use crate::wrapper::Stage;
 use crate::wrapper::drive::{Call, ClaimReply, Ended, Fault, Records, SettleReply, refused};
 use bench::{Bench, Chain, Outcome, Place, Stopwatch, Waiting};
+#[cfg(feature = "simulator")]
+pub use dry::dry_run;
 pub(super) use letters::{Letter, Letters, Sending, Undelivered};
 use periods::Periods;
 use slab::{Entry, Slab, Trouble};

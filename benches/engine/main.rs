@@ -1,7 +1,10 @@
-//! What the engine itself costs for each message: nothing but events in and commands out, on one thread.
+//! What a message costs without Kafka: in the engine itself, which is nothing but events in and commands out, and in all that is around it
+//! from the batch's buffer to the message's end (`pump_…`; see [`pump`]). On one thread.
 //!
-//! `cargo bench --bench engine --features full [-- MODE [MESSAGES]]` prints `engine_MODE ns_per_message`. Times are noisy; instruction counts are not:
+//! `cargo bench --bench engine --features full [-- MODE [MESSAGES] | --list]` prints `engine_MODE ns_per_message` or `pump_MODE …`. Times are noisy; instruction counts are not:
 //! `scripts/instructions` runs one mode under callgrind.
+
+mod pump;
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -138,9 +141,21 @@ fn run(mode: &Mode, messages: usize) -> Duration {
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    if std::env::args().any(|arg| arg == "--list") {
+        MODES.iter().map(|mode| mode.name).chain(pump::MODES).for_each(|mode| println!("{mode}"));
+        return;
+    }
     let messages = args.get(1).and_then(|text| text.parse().ok()).unwrap_or(2_000_000);
     for mode in MODES.iter().filter(|mode| args.first().is_none_or(|name| name == mode.name)) {
         let took = run(mode, messages);
         println!("engine_{} {:.0}", mode.name, took.as_nanos() as f64 / messages as f64);
+    }
+    // What needs a service is run where it is named.
+    let named = pump::WITH_REDIS.into_iter().filter(|mode| args.first().is_some_and(|name| name == mode));
+    for mode in pump::MODES.into_iter().filter(|mode| args.first().is_none_or(|name| name == mode)).chain(named) {
+        match pump::run(mode, messages as u64) {
+            Some(took) => println!("{mode} {:.0}", took.as_nanos() as f64 / messages as f64),
+            None => eprintln!("engine: {mode} needs HAPAX_TEST_REDIS: see scripts/services"),
+        }
     }
 }
