@@ -20,6 +20,7 @@ mod contract;
 mod core;
 mod dialect;
 mod error;
+mod guard;
 mod handle;
 mod link;
 mod moving;
@@ -46,7 +47,12 @@ pub use builder::TransactionalBuilder;
 pub use error::{TransactBatch, TransactError, Transacted};
 pub use outcome::Misuse;
 
-use self::core::Core;
+#[allow(unused_imports, reason = "for the inbox")]
+pub(crate) use self::core::{Core, finish};
+#[allow(unused_imports, reason = "for the inbox")]
+pub(crate) use self::dialect::Transact;
+#[allow(unused_imports, reason = "for the inbox")]
+pub(crate) use self::link::{Committed, Tx, sorted};
 use crate::identity::Key;
 use crate::level::Level;
 use crate::message::MessageView;
@@ -231,12 +237,13 @@ impl<DB: TransactionalDatabase> Transactional<DB> {
 #[allow(private_bounds, reason = "sealed")]
 pub trait TransactionalDatabase: sealed::Sealed {}
 
-mod sealed {
+pub(crate) mod sealed {
     use super::dialect::Transact;
+    use crate::inbox;
 
     #[allow(unreachable_pub, reason = "sealed")]
     pub(crate) trait Sealed: sqlx::Database + Sized {
-        type Dialect: Transact<Db = Self>;
+        type Dialect: Transact<Db = Self> + inbox::Sql;
         const DIALECT: Self::Dialect;
     }
 }

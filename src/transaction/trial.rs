@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::core::{Core, finish};
 use super::dialect::{Shift, Transact};
+use super::guard::{Called, bounded, called};
 use super::link::{Committed, Tx, sorted};
 use super::moving::Moving;
 use super::outcome::{Item, Known, Misuse, Outcome, Spot, Why, Work};
@@ -18,7 +19,7 @@ use crate::retry::Retry;
 use crate::store::cells::Ending;
 use crate::store::sql::Fault;
 use crate::window::Sequenced;
-use crate::wrapper::{ErrorClass, Failure, HandlerError, OnConflict, caught};
+use crate::wrapper::{ErrorClass, Failure, OnConflict};
 
 /// Rules of a run.
 #[derive(Clone, Copy, Debug)]
@@ -170,27 +171,14 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                 open = true;
             }
             let ran = self.call(&[at], work).await;
-            let why = match ran {
-                Ok(()) => {
-                    let conn = self.tx.conn().map_err(close)?;
-                    let released = match Some(number) == last {
-                        true => DB::DIALECT.release(conn).await,
-                        false => DB::DIALECT.next_savepoint(conn).await,
-                    };
-                    match self.released(batch, at, released).await? {
-                        None => {
-                            let Some(value) = self.values.pop() else {
-                                return Err(close(Fault::Refused("a handler that ended well left no value.".into())));
-                            };
-                            self.finished.push(at);
-                            self.outcomes.push((at, Outcome::Handled(value)));
-                            self.keep_number(&batch.items[at], None);
-                            continue;
-                        }
-                        Some(why) => why,
-                    }
-                }
-                Err(failure) => self.back(batch, at, failure).await?,
+            let Some(why) = self.ended(batch, at, ran, Some(number) != last).await? else {
+                let Some(value) = self.values.pop() else {
+                    return Err(close(Fault::Refused("a handler that ended well left no value.".into())));
+                };
+                self.finished.push(at);
+                self.outcomes.push((at, Outcome::Handled(value)));
+                self.keep_number(&batch.items[at], None);
+                continue;
             };
             self.values.clear();
             batch.decided[at] = Some(why);
@@ -219,16 +207,11 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         let conn = self.tx.conn().map_err(close)?;
         DB::DIALECT.savepoint(conn).await.map_err(|error| fault::<DB, _, _>(&error))?;
         let ran = self.call(&ready, work).await;
-        let why = match ran {
-            Ok(()) => {
-                let conn = self.tx.conn().map_err(close)?;
-                let released = DB::DIALECT.release(conn).await;
-                self.released(batch, first, released).await?
-            }
-            Err(failure @ Failure::Error(_)) => Some(self.back(batch, first, failure).await?),
+        if let Err(failure @ (Failure::Panicked(_) | Failure::TimedOut(_))) = ran {
             // Whose fault it was shows when they are run apart.
-            Err(failure) => return Err(Left::Close(Stop::Split(Why::Handler(failure)))),
-        };
+            return Err(Left::Close(Stop::Split(Why::Handler(failure))));
+        }
+        let why = self.ended(batch, first, ran, false).await?;
         if let Some(why) = why {
             return Err(Left::Rollback(Stop::Split(why)));
         }
@@ -248,14 +231,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
     async fn call(&mut self, places: &[usize], work: &W) -> Result<(), Failure<W::Error>> {
         let timeout = self.core.settings.handler_timeout;
         let Ok(conn) = self.tx.conn() else { return Err(Failure::Panicked("the connection is gone".into())) };
-        let running = caught(work.run(places, conn, &mut self.values));
-        let ended = match timeout {
-            None => running.await,
-            Some(longest) => match tokio::time::timeout(longest, running).await {
-                Ok(ended) => ended,
-                Err(_) => Err(Failure::TimedOut(longest)),
-            },
-        };
+        let ended = bounded(timeout, work.run(places, conn, &mut self.values)).await;
         match &ended {
             Err(Failure::Panicked(_)) => self.core.counters.panicked.one(),
             Err(Failure::TimedOut(_)) => self.core.counters.timed_out.one(),
@@ -264,55 +240,24 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         ended
     }
 
-    /// The handler failed: back to where it began.
-    async fn back(
+    /// The handler was called: what its transaction is then. Answers with why it failed, its effects being gone.
+    async fn ended(
         &mut self,
         batch: &mut Batch<'_, W::Error>,
         at: usize,
-        failure: Failure<W::Error>,
-    ) -> Result<Why<W::Error>, Left<W::Value, W::Error>> {
-        let error = match failure {
-            Failure::Error(error) => error,
-            // Nobody knows what its connection is in the middle of.
-            failure => {
-                batch.decided[at] = Some(Why::Handler(failure));
-                return Err(Left::Close(Stop::Again));
-            }
-        };
-        if error.is_contention() {
-            return Err(Left::Rollback(Fault::Contended(error.to_string()).into()));
-        }
-        let why = Why::Handler(Failure::Error(error));
-        let conn = self.tx.conn().map_err(close)?;
-        match DB::DIALECT.back_to_savepoint(conn).await {
-            Ok(()) if self.tx.is_level() => Ok(why),
-            Ok(()) => Err(self.over(batch, at, None)),
-            Err(error) => match sorted::<DB::Dialect>(&error) {
-                fault @ Fault::Broken(_) => Err(close(fault)),
-                _ => Err(self.over(batch, at, Some(why))),
-            },
-        }
-    }
-
-    /// The handler ended well: whether its transaction is what it was. Answers with why not.
-    async fn released(
-        &mut self,
-        batch: &Batch<'_, W::Error>,
-        at: usize,
-        released: Result<(), sqlx::Error>,
+        ran: Result<(), Failure<W::Error>>,
+        next: bool,
     ) -> Result<Option<Why<W::Error>>, Left<W::Value, W::Error>> {
-        let error = match released {
-            Ok(()) if self.tx.is_level() => return Ok(None),
-            Ok(()) => return Err(self.over(batch, at, None)),
-            Err(error) => sorted::<DB::Dialect>(&error),
-        };
-        if matches!(error, Fault::Broken(_) | Fault::Contended(_)) {
-            return Err(close(error));
-        }
-        let conn = self.tx.conn().map_err(close)?;
-        match DB::DIALECT.back_to_savepoint(conn).await {
-            Ok(()) => Ok(Some(Why::Misused(Misuse::Swallowed))),
-            Err(_) => Err(self.over(batch, at, None)),
+        match called(&mut self.tx, ran, next).await {
+            Called::Well => Ok(None),
+            Called::Failed(why) => Ok(Some(why)),
+            Called::Torn(failure) => {
+                batch.decided[at] = Some(Why::Handler(failure));
+                Err(Left::Close(Stop::Again))
+            }
+            Called::Over(why) => Err(self.over(batch, at, why)),
+            Called::Rollback(fault) => Err(Left::Rollback(fault.into())),
+            Called::Close(fault) => Err(close(fault)),
         }
     }
 
