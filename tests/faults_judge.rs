@@ -18,7 +18,7 @@ mod transfer;
 
 use std::collections::BTreeSet;
 
-use judge::{Effect, Entry, Evidence, Fault, Line, Pid, Time, Verdict, What, judge, read_journal};
+use judge::{Effect, Entry, Evidence, Fault, Line, Pid, Stored, Time, Verdict, What, judge, read_journal};
 
 const SECOND: Time = 1_000_000;
 const LEASE: Time = 3 * SECOND;
@@ -46,7 +46,18 @@ impl Case {
     }
 
     fn effect(mut self, at: f64, pid: Pid, id: &str, fence: u64) -> Self {
-        self.0.effects.push(Effect { id: id.into(), key: key(id), fence, pid, at: time(at) });
+        let nth = self.0.effects.len() as u64;
+        let (id, key) = (id.to_owned(), key(id));
+        self.0.effects.push(Effect { id, key, fence, pid, at: time(at), lane: String::new(), offset: 0, nth });
+        self
+    }
+
+    /// The next row of the table.
+    fn row(mut self, id: &str, lane: &str, offset: i64) -> Self {
+        let at = self.0.effects.len() as f64;
+        self = self.effect(at, 1, id, 0);
+        let last = self.0.effects.last_mut().unwrap();
+        (last.lane, last.offset) = (lane.to_owned(), offset);
         self
     }
 
@@ -261,6 +272,56 @@ fn without_claims_the_letters_say_what_is_dead() {
     assert_eq!((case.verdict().dead, case.verdict().is_good()), (1, true));
     case.0.letters = Some(set(&["a", "b"]));
     case.is_refused_for("a dead letter of b");
+}
+
+/// What an inbox holds at the end, where all went well.
+fn stored(mut case: Case) -> Case {
+    case.0.transactional = true;
+    case.0.inbox = Some(Stored { accepted: case.0.produced.len(), open: 0 });
+    case
+}
+
+#[test]
+fn an_inbox_keeps_the_order_of_each_key() {
+    let in_order = || stored(Case::new(&["a", "b", "c", "d"]).row("a", "x", 3).row("b", "y", 1).row("c", "x", 7));
+    // Keys go their own ways, and a partition's offsets are nobody else's.
+    let case = in_order().row("d", "y", 2);
+    assert!(case.verdict().is_good(), "{:#?}", case.verdict());
+    let case = in_order().row("d", "x", 5);
+    case.is_refused_for("d of x at offset 5 behind c at offset 7");
+    assert_eq!(case.verdict().out_of_order, 1);
+    // It is the database's order that counts, in whatever order the rows come back.
+    let mut case = in_order().row("d", "y", 2);
+    case.0.effects.reverse();
+    assert!(case.verdict().is_good());
+    // Elsewhere nothing is said about order.
+    let mut case = in_order().row("d", "x", 5);
+    case.0.inbox = None;
+    assert!(case.verdict().is_good());
+}
+
+#[test]
+fn each_row_behind_a_later_one_of_its_key_is_out_of_order() {
+    let case = stored(Case::new(&["a", "b", "c"]).row("c", "x", 9).row("a", "x", 3).row("b", "x", 4));
+    assert_eq!(case.verdict().out_of_order, 2);
+    // The same message twice is doubled, and in its order.
+    let case = stored(Case::new(&["a"]).row("a", "x", 3).row("a", "x", 3));
+    assert_eq!((case.verdict().out_of_order, case.verdict().doubled), (0, 1));
+    case.is_refused_for("a twice");
+}
+
+#[test]
+fn an_inbox_holds_each_message_once_and_nothing_stays_open() {
+    let good = || stored(Case::new(&["a"]).row("a", "x", 3));
+    assert!(good().verdict().is_good());
+    for accepted in [0, 2] {
+        let mut case = good();
+        case.0.inbox = Some(Stored { accepted, open: 0 });
+        case.is_refused_for(&format!("the inbox has accepted {accepted}"));
+    }
+    let mut case = good();
+    case.0.inbox = Some(Stored { accepted: 1, open: 1 });
+    case.is_refused_for("1 messages are still open");
 }
 
 #[test]

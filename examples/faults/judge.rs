@@ -10,6 +10,9 @@
 //! Level L2 explains nothing: effect and memory are in one transaction, and every doubled effect is refused.
 //!
 //! A second claim although the store had acknowledged the success is never explained but by an emptied store.
+//!
+//! An inbox also keeps the order of each key: effects in the order in which the database took them must be in the order of their offsets. What
+//! waits to be tried again holds up what comes behind it, so there is no exception. And it holds each message once, whatever was produced again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -26,6 +29,11 @@ pub struct Effect {
     pub fence: u64,
     pub pid: Pid,
     pub at: Time,
+    /// The message's record key. All messages of one are in one partition where order is judged.
+    pub lane: String,
+    pub offset: i64,
+    /// The how manyeth row of the table it is, as the database counts.
+    pub nth: u64,
 }
 
 /// A line of a member's journal.
@@ -64,6 +72,15 @@ pub enum What {
     StoreEmptied,
 }
 
+/// What an inbox holds at the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Messages that were ever accepted.
+    pub accepted: usize,
+    /// Those that are neither done nor dead.
+    pub open: usize,
+}
+
 #[derive(Debug, Default)]
 pub struct Evidence {
     /// Ids acknowledged by the broker.
@@ -77,6 +94,8 @@ pub struct Evidence {
     pub faults: Vec<Fault>,
     /// Level L2: there are no claims, and no journal of them.
     pub transactional: bool,
+    /// Where messages were stored first, and worked by key.
+    pub inbox: Option<Stored>,
     /// In microseconds.
     pub lease: Time,
 }
@@ -92,6 +111,8 @@ pub struct Verdict {
     pub max_stall: Time,
     /// Produced, and nothing came of them.
     pub lost: Vec<String>,
+    /// Effects behind that of a later message of their key.
+    pub out_of_order: usize,
     /// How often which cause explained a doubled effect.
     pub causes: BTreeMap<&'static str, usize>,
     /// What is wrong beyond losses, in words.
@@ -149,8 +170,51 @@ pub fn judge(evidence: &Evidence) -> Verdict {
             }
         }
     }
+    if let Some(stored) = &evidence.inbox {
+        look_into_the_inbox(evidence, stored, &mut verdict);
+    }
     verdict.max_stall = max_stall(&evidence.effects);
     verdict
+}
+
+fn look_into_the_inbox(evidence: &Evidence, stored: &Stored, verdict: &mut Verdict) {
+    if stored.accepted != evidence.produced.len() {
+        verdict.wrong.push(format!(
+            "{} messages were produced, and the inbox has accepted {}",
+            evidence.produced.len(),
+            stored.accepted
+        ));
+    }
+    if stored.open > 0 {
+        verdict.wrong.push(format!("{} messages are still open", stored.open));
+    }
+    let mut lanes: BTreeMap<&str, Vec<&Effect>> = BTreeMap::new();
+    for effect in &evidence.effects {
+        lanes.entry(&effect.lane).or_default().push(effect);
+    }
+    for (lane, mut effects) in lanes {
+        effects.sort_by_key(|effect| effect.nth);
+        let Some(mut furthest) = effects.first().copied() else { continue };
+        for effect in effects {
+            if effect.offset >= furthest.offset {
+                furthest = effect;
+                continue;
+            }
+            verdict.out_of_order += 1;
+            verdict.wrong.push(format!(
+                "{} of {lane} at offset {} behind {} at offset {}: rows {} and {}, processes {} and {}, {} µs apart",
+                effect.id,
+                effect.offset,
+                furthest.id,
+                furthest.offset,
+                effect.nth,
+                furthest.nth,
+                effect.pid,
+                furthest.pid,
+                effect.at.abs_diff(furthest.at)
+            ));
+        }
+    }
 }
 
 /// As many keys are dead as messages never succeed: keys are digests, and do not say of which message. At level L2 the letters alone say so.

@@ -40,7 +40,9 @@ Usage: scripts/faults [FLAGS]
   --seed S           which faults, when (default: 1)
   --stores LIST      of redis (level L0), postgres, mariadb, sqlite (L1: effects in another database), and
                      postgres-l2-records, …-window, …-both, mariadb-l2-…, sqlite-l2-… (L2: effect and memory in one
-                     transaction; the server that is killed holds both); or l0, l1, l2, all (default: all)
+                     transaction; the server that is killed holds both), and postgres-inbox, mariadb-inbox, sqlite-inbox (L2:
+                     some members store messages in a table, others work them from there, by key); or l0, l1, l2, inbox, all
+                     (default: all)
   --protocol KIND    cooperative, classic or consumer (default: by the seed, another one for each store)
   --order KIND       partition, key or unordered (default: by the seed)
   --rate N           distinct messages a second (default: 200); 40 copies are produced for each 100
@@ -50,6 +52,7 @@ Usage: scripts/faults [FLAGS]
                      no-dedup  members do not ask the store
                      double    an effect is written twice
                      remove    an effect is taken away
+                     reorder   an effect changes its place (for an inbox)
   --debug            a debug build (of the script; default: release)
 
 For each store a line `FAULTS store=… … OK`, or FAILED; the exit code is 0 only if all are OK.";
@@ -72,6 +75,7 @@ pub enum Sabotage {
     NoDedup,
     Double,
     Remove,
+    Reorder,
 }
 
 fn main() -> ExitCode {
@@ -144,7 +148,8 @@ fn read() -> Result<Option<Orders>, String> {
                     "no-dedup" => Sabotage::NoDedup,
                     "double" => Sabotage::Double,
                     "remove" => Sabotage::Remove,
-                    _ => return Err("--sabotage: choose lose, no-dedup, double or remove".into()),
+                    "reorder" => Sabotage::Reorder,
+                    _ => return Err("--sabotage: choose lose, no-dedup, double, remove or reorder".into()),
                 });
             }
             other => return Err(wrong(other.unexpected())),
@@ -152,6 +157,10 @@ fn read() -> Result<Option<Orders>, String> {
     }
     if orders.seconds < 10 || orders.rate == 0 {
         return Err("give --seconds of at least 10, and a --rate of at least 1".into());
+    }
+    let lose = "--sabotage lose: an inbox has no such mode; choose another sabotage, or other --stores";
+    if orders.sabotage == Some(Sabotage::Lose) && orders.subjects.iter().any(Subject::is_inbox) {
+        return Err(lose.into());
     }
     if !orders.service.exists() {
         return Err(format!("{} is missing; scripts/faults builds it", orders.service.display()));

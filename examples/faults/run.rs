@@ -18,7 +18,7 @@ use crate::members::Member;
 use crate::random::Random;
 use crate::schedule::{Action, Link, SLOTS, STEADY, plan};
 use crate::support::unique;
-use crate::traffic::{PARTITIONS, Traffic};
+use crate::traffic::{self, PARTITIONS, Traffic};
 use crate::world::{Ground, Store, Subject, ways};
 
 /// How long a member may take to leave.
@@ -79,6 +79,8 @@ impl<'g> Run<'g> {
         );
         let protocol = orders.protocol.unwrap_or_else(|| random.pick(&["cooperative", "classic", "consumer"]));
         let order = orders.order.unwrap_or_else(|| random.pick(&["partition", "key", "unordered"]));
+        // What is judged of an inbox.
+        let order = if subject.is_inbox() { "key" } else { order };
         let store = Store::start(subject);
         let folder = folder.join(subject.name);
         fs::create_dir_all(&folder).expect("the run's folder can be written to");
@@ -120,8 +122,13 @@ impl<'g> Run<'g> {
             "store {}, protocol {}, order by {}, seed {}",
             self.subject.name, self.protocol, self.order, self.orders.seed
         ));
-        let traffic =
-            Traffic::start(kafka, &self.topic, self.orders.rate, self.subject.knows_copies(), self.orders.seed);
+        let plan = traffic::Plan {
+            per_second: self.orders.rate,
+            copies: self.subject.knows_copies(),
+            by_key: self.subject.is_inbox(),
+            seed: self.orders.seed,
+        };
+        let traffic = Traffic::start(kafka, &self.topic, plan);
         (0..STEADY).for_each(|slot| self.start(slot));
         self.harm();
         self.heal();
@@ -129,7 +136,7 @@ impl<'g> Run<'g> {
         self.say(&format!("{} messages were produced; everything is left to finish", produced.len()));
         let drained = self.drain();
         self.leave();
-        self.last_one();
+        self.last_ones();
         let verdict = self.judge(produced);
         self.print(&verdict, drained)
     }

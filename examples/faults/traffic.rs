@@ -15,6 +15,17 @@ const KEYS: u64 = 97;
 const COPIES: u32 = 40;
 const EVERY: Duration = Duration::from_millis(100);
 
+/// What a producer does.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub per_second: u64,
+    /// Without them every message is produced once.
+    pub copies: bool,
+    /// A key has its partition; otherwise messages of one key are all over the topic, and have no order.
+    pub by_key: bool,
+    pub seed: u64,
+}
+
 /// A producer at work.
 pub struct Traffic {
     stop: Arc<AtomicBool>,
@@ -22,13 +33,12 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Without `copies` every message is produced once.
-    pub fn start(kafka: Kafka, topic: &str, per_second: u64, copies: bool, seed: u64) -> Self {
+    pub fn start(kafka: Kafka, topic: &str, plan: Plan) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (topic, stopped) = (topic.to_owned(), Arc::clone(&stop));
         let produce = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(produce(&kafka, &topic, per_second, copies, seed, &stopped))
+            runtime.block_on(produce(&kafka, &topic, plan, &stopped))
         };
         let thread = std::thread::Builder::new().name("traffic".into()).spawn(produce).expect("a thread");
         Self { stop, thread }
@@ -41,14 +51,8 @@ impl Traffic {
     }
 }
 
-async fn produce(
-    kafka: &Kafka,
-    topic: &str,
-    per_second: u64,
-    copies: bool,
-    seed: u64,
-    stop: &AtomicBool,
-) -> BTreeSet<String> {
+async fn produce(kafka: &Kafka, topic: &str, plan: Plan, stop: &AtomicBool) -> BTreeSet<String> {
+    let Plan { per_second, copies, by_key, seed } = plan;
     let mut random = Random::new(seed);
     let (started, mut sent) = (Instant::now(), 0);
     let mut produced = BTreeSet::new();
@@ -58,11 +62,11 @@ async fn produce(
         let from = sent;
         while sent < due {
             sent += 1;
-            records.push(record(topic, seed, sent, &mut random));
+            records.push(record(topic, plan, sent, &mut random));
             if copies && random.chance(COPIES * 100) {
                 // Most producers repeat themselves at once; some replay what is long past.
                 let back = if random.chance(7_000) { random.below(20) } else { random.below(sent) };
-                records.push(record(topic, seed, sent - back.min(sent - 1), &mut random));
+                records.push(record(topic, plan, sent - back.min(sent - 1), &mut random));
             }
         }
         kafka.produce(&records).await;
@@ -76,12 +80,12 @@ fn id(seed: u64, number: u64) -> String {
     format!("m{seed}-{number:07}")
 }
 
-fn record(topic: &str, seed: u64, number: u64, random: &mut Random) -> Record {
-    let id = id(seed, number);
-    let partition = i32::try_from(random.below(PARTITIONS as u64)).unwrap_or(0);
+fn record(topic: &str, plan: Plan, number: u64, random: &mut Random) -> Record {
+    let (id, key) = (id(plan.seed, number), number % KEYS);
+    let place = if plan.by_key { key % PARTITIONS as u64 } else { random.below(PARTITIONS as u64) };
     Record::to(topic)
-        .partition(partition)
-        .key(format!("key {}", number % KEYS))
+        .partition(i32::try_from(place).unwrap_or(0))
+        .key(format!("key {key}"))
         .payload(format!(r#"{{"id":"{id}","cents":{}}}"#, number * 37 % 10_000))
         .header("message-id", &id)
 }

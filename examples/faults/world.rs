@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::schedule::{Link, SESSION, SLOTS, Trouble};
+use crate::schedule::{Link, SESSION, SLOTS, STEADY, Trouble};
 use crate::support::relay::{Direction, Relay};
 use crate::support::{Kafka, ThrowawayKafka, ThrowawayMariadb, ThrowawayPostgres, ThrowawayRedis, net};
 
@@ -93,11 +93,25 @@ pub struct Subject {
     pub memory: Option<&'static str>,
 }
 
+/// What a member does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Handles what it reads.
+    Service,
+    /// Stores what it reads.
+    Accept,
+    /// Handles what is stored.
+    Work,
+}
+
 const fn subject(name: &'static str, server: &'static str, memory: Option<&'static str>) -> Subject {
     Subject { name, server, memory }
 }
 
-pub const SUBJECTS: [Subject; 13] = [
+/// What `memory` is called where messages are stored first, and handled by other processes.
+const INBOX: &str = "inbox";
+
+pub const SUBJECTS: [Subject; 16] = [
     subject("redis", "redis", None),
     subject("postgres", "postgres", None),
     subject("mariadb", "mariadb", None),
@@ -111,6 +125,9 @@ pub const SUBJECTS: [Subject; 13] = [
     subject("sqlite-l2-records", "sqlite", Some("records")),
     subject("sqlite-l2-window", "sqlite", Some("window")),
     subject("sqlite-l2-both", "sqlite", Some("both")),
+    subject("postgres-inbox", "postgres", Some(INBOX)),
+    subject("mariadb-inbox", "mariadb", Some(INBOX)),
+    subject("sqlite-inbox", "sqlite", Some(INBOX)),
 ];
 
 impl Subject {
@@ -124,7 +141,10 @@ impl Subject {
             );
             if found.len() == before {
                 let names: Vec<&str> = SUBJECTS.iter().map(|subject| subject.name).collect();
-                return Err(format!("--stores: there is no `{word}`; choose of {}, l0, l1, l2, all", names.join(", ")));
+                return Err(format!(
+                    "--stores: there is no `{word}`; choose of {}, l0, l1, l2, inbox, all",
+                    names.join(", ")
+                ));
             }
         }
         Ok(found)
@@ -133,7 +153,9 @@ impl Subject {
     fn groups(&self) -> [&'static str; 2] {
         [
             "all",
-            if self.memory.is_some() {
+            if self.is_inbox() {
+                INBOX
+            } else if self.memory.is_some() {
                 "l2"
             } else if self.server == "redis" {
                 "l0"
@@ -148,6 +170,19 @@ impl Subject {
             (Some(_), _) => "L2",
             (None, "redis") => "L0",
             (None, _) => "L1",
+        }
+    }
+
+    pub fn is_inbox(&self) -> bool {
+        self.memory == Some(INBOX)
+    }
+
+    /// What the member in that place does: of the steady ones of an inbox the first stores and the others work, and so do those that come and go.
+    pub fn role(&self, slot: usize) -> Role {
+        match slot % STEADY {
+            _ if !self.is_inbox() => Role::Service,
+            0 => Role::Accept,
+            _ => Role::Work,
         }
     }
 

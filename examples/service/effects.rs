@@ -1,4 +1,4 @@
-//! The effects: a table of this example's own, which has no unique index, so that an effect that happens twice is seen twice. At level L2
+//! The effects: a table of this example's own, in which no message is unique, so that an effect that happens twice is seen twice. At level L2
 //! it is in the database that hapax's own rows are in, otherwise in any.
 
 use std::time::Duration;
@@ -11,15 +11,18 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 const PATIENCE: Duration = Duration::from_secs(10);
 const CONNECTIONS: u32 = 8;
 
-// The time is the database's: when the effect happened, whatever the process thinks.
+// Order and time are the database's: when the effect happened, whatever the process thinks.
 const POSTGRES: &str = "CREATE TABLE IF NOT EXISTS effect (
-    id text NOT NULL, claim text NOT NULL, fence bigint NOT NULL, member text NOT NULL, pid bigint NOT NULL, attempt bigint NOT NULL,
+    nth bigserial NOT NULL, id text NOT NULL, claim text NOT NULL, fence bigint NOT NULL, member text NOT NULL, pid bigint NOT NULL,
+    attempt bigint NOT NULL, lane text NOT NULL, log_offset bigint NOT NULL,
     at bigint NOT NULL DEFAULT (extract(epoch from clock_timestamp()) * 1000000)::bigint)";
 const MYSQL: &str = "CREATE TABLE IF NOT EXISTS effect (
-    id varchar(255) NOT NULL, claim varchar(255) NOT NULL, fence bigint NOT NULL, member varchar(255) NOT NULL, pid bigint NOT NULL,
-    attempt bigint NOT NULL, at bigint NOT NULL DEFAULT (CAST(unix_timestamp(sysdate(6)) * 1000000 AS signed)))";
+    nth bigint NOT NULL AUTO_INCREMENT, id varchar(255) NOT NULL, claim varchar(255) NOT NULL, fence bigint NOT NULL,
+    member varchar(255) NOT NULL, pid bigint NOT NULL, attempt bigint NOT NULL, lane varchar(255) NOT NULL, log_offset bigint NOT NULL,
+    INDEX (nth), at bigint NOT NULL DEFAULT (CAST(unix_timestamp(sysdate(6)) * 1000000 AS signed)))";
 const SQLITE: &str = "CREATE TABLE IF NOT EXISTS effect (
-    id text NOT NULL, claim text NOT NULL, fence integer NOT NULL, member text NOT NULL, pid integer NOT NULL, attempt integer NOT NULL,
+    nth integer PRIMARY KEY AUTOINCREMENT, id text NOT NULL, claim text NOT NULL, fence integer NOT NULL, member text NOT NULL,
+    pid integer NOT NULL, attempt integer NOT NULL, lane text NOT NULL, log_offset integer NOT NULL,
     at integer NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000000 AS integer)))";
 
 /// A row of the table.
@@ -31,6 +34,9 @@ pub struct Effect {
     pub claim: String,
     pub fence: i64,
     pub attempt: i64,
+    /// The message's key and offset: what came first in its key.
+    pub lane: String,
+    pub offset: i64,
 }
 
 /// An open connection, with or without a transaction around it.
@@ -44,16 +50,26 @@ macro_rules! table {
         impl Table for $connection {
             async fn insert(&mut self, effect: &Effect, member: &str) -> Result<(), sqlx::Error> {
                 let insert = sqlx::query($insert).bind(&effect.id).bind(&effect.claim).bind(effect.fence).bind(member);
-                insert.bind(i64::from(std::process::id())).bind(effect.attempt).execute(&mut *self).await?;
+                let insert = insert.bind(i64::from(std::process::id())).bind(effect.attempt);
+                insert.bind(&effect.lane).bind(effect.offset).execute(&mut *self).await?;
                 Ok(())
             }
         }
     };
 }
 
-table!(PgConnection, "INSERT INTO effect (id, claim, fence, member, pid, attempt) VALUES ($1, $2, $3, $4, $5, $6)");
-table!(MySqlConnection, "INSERT INTO effect (id, claim, fence, member, pid, attempt) VALUES (?, ?, ?, ?, ?, ?)");
-table!(SqliteConnection, "INSERT INTO effect (id, claim, fence, member, pid, attempt) VALUES (?, ?, ?, ?, ?, ?)");
+table!(
+    PgConnection,
+    "INSERT INTO effect (id, claim, fence, member, pid, attempt, lane, log_offset) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+);
+table!(
+    MySqlConnection,
+    "INSERT INTO effect (id, claim, fence, member, pid, attempt, lane, log_offset) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+);
+table!(
+    SqliteConnection,
+    "INSERT INTO effect (id, claim, fence, member, pid, attempt, lane, log_offset) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+);
 
 #[derive(Clone)]
 pub enum Effects {

@@ -11,12 +11,16 @@
 
 mod args;
 mod bank;
+#[path = "../shared/broker.rs"]
+mod broker;
+#[path = "../shared/children.rs"]
 mod children;
+#[path = "../shared/database.rs"]
+mod database;
 #[path = "../shared/flags.rs"]
 #[allow(dead_code)]
 mod flags;
 mod judge;
-mod kafka;
 #[path = "../shared/lag.rs"]
 mod lag;
 mod money;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use crate::args::Args;
-use crate::kafka::Kafka;
+use crate::broker::Kafka;
 use crate::money::{ID, PARTITIONS, Transfer};
 use crate::random::Random;
 use crate::support::Record;

@@ -1,18 +1,20 @@
 //! The parent's story: what happens to the service when, and what came of it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::args::Args;
 use crate::bank::Bank;
+use crate::broker::Kafka;
 use crate::children::Member;
 use crate::judge::{Verdict, judge, undone};
-use crate::kafka::Kafka;
-use crate::money::{ACCOUNTS, OPENING};
+use crate::money::{ACCOUNTS, OPENING, PARTITIONS};
 use crate::producer::{Produced, Traffic};
 use crate::random::Random;
+use crate::service::COMMAND;
 
 /// How long the service may take to do something, and to finish at the end.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -52,7 +54,7 @@ impl Run {
         let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
         // Before the broker is touched: a database that is away must not cost a topic.
         let bank = Bank::open(&url, i64::try_from(micros).unwrap_or(0)).await?;
-        let kafka = Arc::new(Kafka::start(args.brokers.as_deref()).await?);
+        let kafka = Arc::new(Kafka::start(args.brokers.as_deref(), "hapax-transfer", PARTITIONS).await?);
         println!(
             "broker: {}; database: {}{}; seed {}; {}",
             kafka.what(),
@@ -190,11 +192,11 @@ impl Run {
             ("handler", if self.args.batches { "batch" } else { "each" }.to_owned()),
             ("work-ms", self.args.work.as_millis().to_string()),
         ];
-        let settings = self.kafka.member(name);
-        let settings: Vec<String> = settings.iter().map(|(setting, value)| format!("{setting}={value}")).collect();
-        flags.push(("kafka", settings.join("\n")));
-        let member = Member::start(number, name, self.folder.path(), &flags)?;
-        self.traces.insert(number, member.trace());
+        flags.push(("kafka", self.kafka.member(name)));
+        let trace = self.folder.path().join(format!("service-{number}.begun"));
+        flags.push(("trace", trace.display().to_string()));
+        let member = Member::start(COMMAND, number, name, self.folder.path(), &flags)?;
+        self.traces.insert(number, trace);
         self.members.push(member);
         Ok(())
     }
@@ -284,7 +286,7 @@ impl Run {
         let failed = |e: sqlx::Error| format!("the ledger cannot be read: {e}");
         let ledger = self.bank.ledger().await.map_err(failed)?;
         let verdict = judge(&produced.transfers, &ledger, &self.bank.balances().await.map_err(failed)?);
-        let begun = self.traces.iter().map(|(member, trace)| (*member, Member::begun(trace))).collect();
+        let begun = self.traces.iter().map(|(member, trace)| (*member, begun_in(trace))).collect();
         let (open, undone) = undone(&begun, &ledger, &self.killed);
         self.say(&format!(
             "{open} of {} kills found a transaction open; {undone} times a transfer was undone with its transaction",
@@ -321,6 +323,14 @@ impl Run {
     fn say(&self, what: &str) {
         println!("{:5.1} s  {what}", self.started.elapsed().as_secs_f32());
     }
+}
+
+/// Transfers whose accounts a process had changed, in a transaction that may or may not have been committed.
+fn begun_in(trace: &Path) -> Vec<String> {
+    let text = fs::read_to_string(trace).unwrap_or_default();
+    // A kill may have cut the last line short.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(str::to_owned).collect()
 }
 
 fn money(cents: i64) -> String {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,11 +11,12 @@ use std::time::Duration;
 use hapax::consumer::OnReset;
 use hapax::identity::{Identify as _, header, position};
 use hapax::{Consumer, Message, Once, Summary, TransactionalDatabase, shutdown_signal};
-use rdkafka::ClientConfig;
 use sqlx::Pool;
-use tracing_subscriber::EnvFilter;
 
-use crate::bank::{Books, Database, on};
+use crate::bank::Books;
+use crate::broker::Kafka;
+use crate::children;
+use crate::database::{Database, on};
 use crate::flags::{Flag, Given};
 use crate::money::{ID, Transfer};
 
@@ -87,9 +88,7 @@ macro_rules! without {
 }
 
 pub async fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("hapax=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
-    end_with_the_parent();
+    children::begin();
     match run(words).await {
         Ok(summary) => {
             println!(
@@ -116,10 +115,7 @@ async fn run(words: impl IntoIterator<Item = OsString>) -> Result<Summary, Failu
         work: Duration::from_millis(number("work-ms")?),
         trace: File::options().append(true).create(true).open(Path::new(&given.needed("trace", "FILE")?))?,
     });
-    let mut kafka = ClientConfig::new();
-    for (name, value) in given.needed("kafka", "NAME=VALUE")?.lines().filter_map(|line| line.split_once('=')) {
-        kafka.set(name, value);
-    }
+    let kafka = Kafka::settings(&given.needed("kafka", "NAME=VALUE")?);
     let group = kafka.get("group.id").unwrap_or("transfers").to_owned();
     let policies = [("refuse", OnReset::Refuse), ("warn", OnReset::Warn)];
     let consumer = Consumer::new(kafka).topics([given.needed("topic", "transfers")?]).on_reset(given.one_of(
@@ -127,7 +123,7 @@ async fn run(words: impl IntoIterator<Item = OsString>) -> Result<Summary, Failu
         &policies,
         OnReset::Refuse,
     )?);
-    let database = Database::open(&given.needed("database", "sqlite:bank.db")?).await?;
+    let database = Database::open(&given.needed("database", "sqlite:bank.db")?, "transfer").await?;
     let together = given.one_of("handler", &[("each", false), ("batch", true)], false)?;
     if given.one_of("dedup", &[("on", true), ("off", false)], true)? {
         return on!(database, pool => once(pool, consumer, &group, together, teller).await);
@@ -157,12 +153,4 @@ impl Teller {
         }
         Ok(())
     }
-}
-
-/// The parent holds the other end of standard input: when it is gone, so is this process.
-fn end_with_the_parent() {
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        std::process::exit(3);
-    });
 }

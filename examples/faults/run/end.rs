@@ -41,16 +41,20 @@ impl Run<'_> {
         let mut told = Instant::now();
         while started.elapsed() < DRAIN {
             let lag = lag::of(&client, &topics, Duration::from_secs(20));
-            if let Ok(Lag { behind: 0, .. }) = lag {
+            let open = if self.subject.is_inbox() { self.left_open() } else { 0 };
+            if let Ok(Lag { behind: 0, .. }) = lag
+                && open == 0
+            {
+                let what = if self.subject.is_inbox() { "committed and worked" } else { "committed" };
                 self.say(&format!(
-                    "everything is committed, {:.1} s after the last fault",
+                    "everything is {what}, {:.1} s after the last fault",
                     started.elapsed().as_secs_f32()
                 ));
                 return Some(started.elapsed());
             }
             if told.elapsed() > Duration::from_secs(5) {
                 told = Instant::now();
-                self.say(&format!("waiting: {lag:?}"));
+                self.say(&format!("waiting: {lag:?}, {open} messages in the inbox"));
             }
             (0..10).for_each(|_| self.tick());
         }
@@ -85,13 +89,21 @@ impl Run<'_> {
         }
     }
 
-    /// One more member finds everything done, tells so, and ends by itself.
-    pub(super) fn last_one(&mut self) {
-        let mut flags = self.flags(0);
+    /// One more member of each kind finds everything done, tells so, and ends by itself.
+    pub(super) fn last_ones(&mut self) {
+        self.last_one(0);
+        if self.subject.is_inbox() {
+            self.last_one(1);
+        }
+    }
+
+    fn last_one(&mut self, slot: usize) {
+        let mut flags = self.flags(slot);
         let port = net::free_port();
         flags.extend(["--metrics-port".into(), port.to_string(), "--exit-when-idle".into(), "3".into()]);
-        let mut member = Member::start(&self.orders.service, &flags, self.folder.join("last.x"), port, false);
-        self.pids.push((member.pid, 0));
+        let files = self.folder.join(format!("last-{slot}.x"));
+        let mut member = Member::start(&self.orders.service, &flags, files, port, false);
+        self.pids.push((member.pid, slot));
         let (mut metrics, mut health) = (String::new(), String::new());
         let is_running = |health: &str| health.contains(r#""phase":"running""#);
         let started = Instant::now();
@@ -113,7 +125,7 @@ impl Run<'_> {
             std::thread::sleep(TICK);
         };
         let words = member.last_words();
-        let done = words.rsplit(" / ").next().is_some_and(|last| last.starts_with("DONE delivered="));
+        let done = words.rsplit(" / ").next().is_some_and(|last| last.starts_with("DONE "));
         if !status.is_some_and(|status| status.success()) || !done {
             let ended = status.map_or_else(|| "not at all".into(), in_words);
             self.broken.push(format!("the last member was to end by itself, and ended: {ended}: {words}"));

@@ -8,6 +8,7 @@ use crate::judge::{Fault, Pid, Time, What};
 use crate::members::{Member, in_words};
 use crate::schedule::{LEASE, POLL_INTERVAL, SESSION, STEADY};
 use crate::support::net;
+use crate::world::Role;
 
 impl Run<'_> {
     pub(super) fn start(&mut self, slot: usize) {
@@ -69,6 +70,16 @@ impl Run<'_> {
         let effects = if self.subject.memory.is_some() { self.store.url(slot) } else { self.ground.effects_url() };
         add("effects", effects);
         match self.subject.memory {
+            Some(memory) if self.subject.is_inbox() => {
+                add("memory", memory.into());
+                let role = if self.subject.role(slot) == Role::Accept { "accept" } else { "work" };
+                add("role", role.into());
+                add("lease-ms", millis(LEASE));
+                add("most", "64".into());
+                if self.orders.sabotage == Some(Sabotage::NoDedup) {
+                    add("identity", "position".into());
+                }
+            }
             Some(memory) if mode == "deduplicated" => add("memory", memory.into()),
             _ => {
                 add("store", self.store.url(slot));

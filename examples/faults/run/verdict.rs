@@ -9,9 +9,12 @@ use std::time::Duration;
 use super::end::DRAIN;
 use super::{Counts, Run};
 use crate::Sabotage;
-use crate::judge::{self, Effect, Evidence, Verdict};
+use crate::judge::{self, Effect, Evidence, Stored, Verdict};
 use crate::letters;
 use crate::schedule::LEASE;
+
+/// What an inbox calls the lot of messages that are dead.
+const DEAD: u8 = 2;
 
 impl Run<'_> {
     pub(super) fn judge(&mut self, produced: BTreeSet<String>) -> Verdict {
@@ -20,10 +23,18 @@ impl Run<'_> {
         let mut evidence = Evidence {
             produced,
             hopeless,
-            letters: Some(letters::read(self.ground.kafka().bootstrap(), &self.letters())),
+            letters: Some(if self.subject.is_inbox() {
+                self.dead()
+            } else {
+                letters::read(self.ground.kafka().bootstrap(), &self.letters())
+            }),
             effects: self.effects(),
             transactional: self.subject.memory.is_some(),
             lines: Vec::new(),
+            inbox: self
+                .subject
+                .is_inbox()
+                .then(|| Stored { accepted: self.count("hapax_inbox"), open: self.left_open() }),
             faults: std::mem::take(&mut self.faults),
             lease: u64::try_from(LEASE.as_micros()).unwrap_or(0),
         };
@@ -42,18 +53,27 @@ impl Run<'_> {
     pub(super) fn sabotage(&self) {
         match self.orders.sabotage {
             Some(Sabotage::Double) => {
-                self.sql("INSERT INTO effect SELECT id, claim, fence, member, pid, attempt, at + 1000 FROM effect ORDER BY at LIMIT 1");
+                let columns = "id, claim, fence, member, pid, attempt, lane, log_offset";
+                self.sql(&format!(
+                    "INSERT INTO effect ({columns}, at) SELECT {columns}, at + 1000 FROM effect ORDER BY at LIMIT 1"
+                ));
             }
             Some(Sabotage::Remove) => {
                 let first = self.sql("SELECT id FROM effect ORDER BY at LIMIT 1");
                 self.sql(&format!("DELETE FROM effect WHERE id = '{}'", first[0][0]));
+            }
+            Some(Sabotage::Reorder) => {
+                // The first one of its key comes behind all the others.
+                let first = self.sql("SELECT min(nth) FROM effect");
+                let last = self.sql("SELECT max(nth) + 1 FROM effect");
+                self.sql(&format!("UPDATE effect SET nth = {} WHERE nth = {}", last[0][0], first[0][0]));
             }
             Some(Sabotage::Lose | Sabotage::NoDedup) | None => {}
         }
     }
 
     pub(super) fn effects(&self) -> Vec<Effect> {
-        let rows = self.sql("SELECT id, claim, fence, pid, at FROM effect");
+        let rows = self.sql("SELECT id, claim, fence, pid, at, lane, log_offset, nth FROM effect");
         let effect = |row: &[String]| {
             let mut columns = row.iter();
             Some(Effect {
@@ -62,9 +82,35 @@ impl Run<'_> {
                 fence: columns.next()?.parse().ok()?,
                 pid: columns.next()?.parse().ok()?,
                 at: columns.next()?.parse().ok()?,
+                lane: columns.next()?.clone(),
+                offset: columns.next()?.parse().ok()?,
+                nth: columns.next()?.parse().ok()?,
             })
         };
         rows.iter().map(|row| effect(row).unwrap_or_else(|| panic!("a row of effects: {row:?}"))).collect()
+    }
+
+    /// The ids of the messages that are dead in the inbox.
+    fn dead(&self) -> BTreeSet<String> {
+        let text = match self.subject.server {
+            "postgres" => "convert_from(payload, 'UTF8')",
+            "mariadb" => "CONVERT(payload USING utf8mb4)",
+            _ => "CAST(payload AS text)",
+        };
+        let rows = self.sql(&format!(
+            "SELECT {text} FROM hapax_inbox_open o JOIN hapax_inbox m ON m.inbox = o.inbox AND m.id = o.id WHERE o.lot = {DEAD}"
+        ));
+        let id = |row: &[String]| Some(row.first()?.split('"').nth(3)?.to_owned());
+        rows.iter().map(|row| id(row).unwrap_or_else(|| panic!("a payload with an id: {row:?}"))).collect()
+    }
+
+    /// Messages in the inbox that are neither done nor dead.
+    pub(super) fn left_open(&self) -> usize {
+        self.count(&format!("hapax_inbox_open WHERE lot <> {DEAD}"))
+    }
+
+    fn count(&self, of: &str) -> usize {
+        self.sql(&format!("SELECT count(*) FROM {of}"))[0][0].parse().expect("a number")
     }
 
     /// In the database that has the effects.
@@ -100,13 +146,16 @@ impl Run<'_> {
         let good = complaints.is_empty() && verdict.is_good();
         eprint!("{complaints}");
         self.say(&format!("doubled effects by cause: {:?}; given up: {}", verdict.causes, verdict.dead));
+        let memory = self.subject.memory.map(|memory| format!(" memory={memory}")).unwrap_or_default();
+        let order =
+            if self.subject.is_inbox() { format!(" out_of_order={}", verdict.out_of_order) } else { String::new() };
         let Counts { kills, pauses, store_restarts, relay_cuts } = self.counts;
         println!(
             "FAULTS store={} level={}{} kills={kills} pauses={pauses} rebalances={} store_restarts={store_restarts} relay_cuts={relay_cuts} \
-             distinct={} effects={} lost={} doubled={} explained={} max_stall_s={:.1} {}",
+             distinct={} effects={} lost={} doubled={} explained={}{order} max_stall_s={:.1} {}",
             self.subject.server,
             self.subject.level(),
-            self.subject.memory.map(|memory| format!(" memory={memory}")).unwrap_or_default(),
+            memory,
             self.rebalances(),
             verdict.distinct,
             verdict.effects,

@@ -1,4 +1,4 @@
-//! The broker, mock or real.
+//! A broker with a topic of the example's own, mock or real.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -9,7 +9,6 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use crate::lag::{self, Lag};
-use crate::money::PARTITIONS;
 use crate::support::{self, MockKafka, unique};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,6 +20,7 @@ const SESSION: Duration = Duration::from_secs(6);
 
 pub struct Kafka {
     pub topic: String,
+    partitions: i32,
     broker: Broker,
 }
 
@@ -41,13 +41,14 @@ impl Deref for Broker {
 }
 
 impl Kafka {
-    pub async fn start(brokers: Option<&str>) -> Result<Self, String> {
+    /// The real one, or a mock cluster in this process.
+    pub async fn start(brokers: Option<&str>, topic: &str, partitions: i32) -> Result<Self, String> {
         // A name of its own: a real broker's other topics and groups are left alone. The group has the same.
-        let topic = unique("hapax-transfer");
+        let topic = unique(topic);
         let Some(brokers) = brokers else {
-            let mock = MockKafka::start(&[(&topic, PARTITIONS)]);
+            let mock = MockKafka::start(&[(&topic, partitions)]);
             mock.session_timeout(MOCK_SESSION, MOCK_SESSION / 5);
-            return Ok(Self { topic, broker: Broker::Mock(mock) });
+            return Ok(Self { topic, partitions, broker: Broker::Mock(mock) });
         };
         let failed = |e: &dyn std::fmt::Display| {
             format!(
@@ -58,7 +59,7 @@ impl Kafka {
             ClientConfig::new().set("bootstrap.servers", brokers).create().map_err(|e| failed(&e))?;
         let reached = tokio::task::spawn_blocking(move || client.fetch_metadata(None, PATIENCE).map(|_| ()));
         reached.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-        let kafka = Self { topic, broker: Broker::Real(support::Kafka::at(brokers)) };
+        let kafka = Self { topic, partitions, broker: Broker::Real(support::Kafka::at(brokers)) };
         kafka.create_topic().await?;
         Ok(kafka)
     }
@@ -88,7 +89,8 @@ impl Kafka {
 
     /// Settings for a member of the group. A member that was killed must be replaced soon: on the mock cluster by a short session, which
     /// KIP-848 has there; on a real broker by a successor with the same name, which the classic protocol gives the partitions at once.
-    pub fn member(&self, name: &str) -> Vec<(&'static str, String)> {
+    /// A line for each, as a child process is told them.
+    pub fn member(&self, name: &str) -> String {
         let mut settings = vec![
             ("bootstrap.servers", self.broker.bootstrap().to_owned()),
             ("group.id", self.topic.clone()),
@@ -103,6 +105,15 @@ impl Kafka {
                 ("group.instance.id", format!("{}-{name}", self.topic)),
             ]),
         }
+        settings.iter().map(|(setting, value)| format!("{setting}={value}\n")).collect()
+    }
+
+    /// The settings that [`member`](Self::member) wrote.
+    pub fn settings(lines: &str) -> ClientConfig {
+        let mut settings = ClientConfig::new();
+        for (name, value) in lines.lines().filter_map(|line| line.split_once('=')) {
+            settings.set(name, value);
+        }
         settings
     }
 
@@ -114,7 +125,7 @@ impl Kafka {
             )
         };
         let admin = self.admin().map_err(|e| failed(&e))?;
-        let topic = NewTopic::new(&self.topic, PARTITIONS, TopicReplication::Fixed(-1));
+        let topic = NewTopic::new(&self.topic, self.partitions, TopicReplication::Fixed(-1));
         let made = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(PATIENCE))).await;
         for made in made.map_err(|e| failed(&e))? {
             made.map_err(|(_, e)| failed(&e))?;

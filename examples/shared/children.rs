@@ -1,11 +1,12 @@
-//! The service's processes: started, killed, stopped, told to end.
+//! Processes of this same program: started, killed, stopped, told to end.
 
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::service;
+use tracing_subscriber::EnvFilter;
 
 const END: Duration = Duration::from_secs(30);
 
@@ -14,27 +15,34 @@ pub struct Member {
     pub number: i64,
     /// Whose place it has: a successor has the same.
     pub name: &'static str,
+    /// The word that makes this program what it is.
+    pub command: &'static str,
     child: Child,
     log: PathBuf,
-    trace: PathBuf,
 }
 
 impl Member {
-    pub fn start(number: i64, name: &'static str, folder: &Path, flags: &[(&str, String)]) -> Result<Self, String> {
-        let log = folder.join(format!("service-{number}.log"));
-        let trace = folder.join(format!("service-{number}.begun"));
+    /// Its first word is the command, and one of its flags its number. Its log is in the folder.
+    pub fn start(
+        command: &'static str,
+        number: i64,
+        name: &'static str,
+        folder: &Path,
+        flags: &[(&str, String)],
+    ) -> Result<Self, String> {
+        let log = folder.join(format!("{command}-{number}.log"));
         let start = || {
             let out = File::create(&log)?;
-            let mut command = Command::new(std::env::current_exe()?);
-            command.arg(service::COMMAND).args(["--member", &number.to_string(), "--trace"]).arg(&trace);
+            let mut process = Command::new(std::env::current_exe()?);
+            process.arg(command).args(["--member", &number.to_string()]);
             for (flag, value) in flags {
-                command.args([format!("--{flag}"), value.clone()]);
+                process.args([format!("--{flag}"), value.clone()]);
             }
             // It ends when this pipe does, and so with this process.
-            command.stdin(Stdio::piped()).stdout(out.try_clone()?).stderr(out).spawn()
+            process.stdin(Stdio::piped()).stdout(out.try_clone()?).stderr(out).spawn()
         };
-        let child = start().map_err(|e| format!("the service cannot be started: {e}"))?;
-        Ok(Self { number, name, child, log, trace })
+        let child = start().map_err(|e| format!("the {command} cannot be started: {e}"))?;
+        Ok(Self { number, name, command, child, log })
     }
 
     /// SIGKILL.
@@ -51,7 +59,7 @@ impl Member {
     /// Why it is no longer there, if so.
     pub fn ended(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok().flatten()?;
-        Some(format!("the service has ended by itself ({status}): {}", self.last_words()))
+        Some(format!("the {} has ended by itself ({status}): {}", self.command, self.last_words()))
     }
 
     /// Asks it to end, and waits.
@@ -62,7 +70,9 @@ impl Member {
             match self.child.try_wait() {
                 Ok(Some(status)) => return self.was_good(status),
                 Ok(None) if started.elapsed() < END => tokio::time::sleep(Duration::from_millis(20)).await,
-                Ok(None) => return Err(format!("the service does not end within {END:?}: {}", self.last_words())),
+                Ok(None) => {
+                    return Err(format!("the {} does not end within {END:?}: {}", self.command, self.last_words()));
+                }
                 Err(error) => return Err(error.to_string()),
             }
         }
@@ -72,7 +82,7 @@ impl Member {
         if status.success() {
             Ok(())
         } else {
-            Err(format!("the service ended badly ({status}): {}", self.last_words()))
+            Err(format!("the {} ended badly ({status}): {}", self.command, self.last_words()))
         }
     }
 
@@ -81,22 +91,21 @@ impl Member {
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(3)..].join(" / ")
     }
-
-    /// Transfers whose accounts it had changed, in a transaction that may or may not have been committed.
-    pub fn begun(trace: &Path) -> Vec<String> {
-        let text = fs::read_to_string(trace).unwrap_or_default();
-        // A kill may have cut the last line short.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(str::to_owned).collect()
-    }
-
-    pub fn trace(&self) -> PathBuf {
-        self.trace.clone()
-    }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// What a child does first: its log goes to the file that the parent gave it, and it ends when the parent does, who holds the other end of
+/// standard input.
+pub fn begin() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("hapax=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(3);
+    });
 }
