@@ -50,11 +50,11 @@ pub(crate) struct Settings {
 }
 
 pub(crate) struct Core<DB: Sealed> {
-    pub(super) pool: Pool<DB>,
+    pub(crate) pool: Pool<DB>,
     /// The store over the same table, for what is not done in a transaction with effects.
-    pub(super) engine: Engine<DB::Dialect>,
+    pub(crate) engine: Engine<DB::Dialect>,
     pub(super) settings: Settings,
-    pub(super) report: Report,
+    pub(crate) report: Report,
     pub(super) counters: Counters,
     pub(super) window_by: Option<WindowBy>,
     pub(super) keeps_records: bool,
@@ -93,7 +93,7 @@ impl<DB: Sealed> Core<DB> {
     }
 
     /// A random number, good enough to spread retries and to tell transactions apart (SplitMix64).
-    pub(super) fn random(&self) -> u64 {
+    pub(crate) fn random(&self) -> u64 {
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
         let mut z = self.random.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -110,7 +110,7 @@ impl<DB: Sealed> Core<DB> {
         if brief { self.settings.patience.min(BRIEF) } else { self.settings.patience }
     }
 
-    pub(super) async fn begin(&self, brief: bool) -> Result<Tx<DB>, Fault> {
+    pub(crate) async fn begin(&self, brief: bool) -> Result<Tx<DB>, Fault> {
         Tx::begin(&self.pool, &self.turns, self.patience(brief)).await
     }
 
@@ -319,7 +319,7 @@ impl<DB: Sealed> Core<DB> {
     }
 
     /// Asks until there is an answer, the database refuses, or so much time has passed.
-    pub(super) async fn again<T>(
+    pub(crate) async fn again<T>(
         &self,
         operation: &'static str,
         ask: impl AsyncFn() -> Result<T, Fault>,
@@ -359,12 +359,12 @@ impl<DB: Sealed> Core<DB> {
 }
 
 /// Runs to the end, whatever happens to whoever waits for it.
-pub(super) async fn finish<T: Send + 'static + Lost>(task: impl Future<Output = T> + Send + 'static) -> T {
+pub(crate) async fn finish<T: Send + 'static + Lost>(task: impl Future<Output = T> + Send + 'static) -> T {
     tokio::spawn(task).await.unwrap_or_else(|_| T::lost())
 }
 
 /// What is known when a task was lost with its runtime.
-pub(super) trait Lost {
+pub(crate) trait Lost {
     fn lost() -> Self;
 }
 

@@ -12,12 +12,12 @@ use super::dialect::{Manager, Transact};
 use super::sealed::Sealed;
 use crate::store::sql::{Conn, Dialect, Fault};
 
-pub(super) fn sorted<D: Dialect>(error: &sqlx::Error) -> Fault {
+pub(crate) fn sorted<D: Dialect>(error: &sqlx::Error) -> Fault {
     Fault::of(error, D::fault)
 }
 
 /// An open transaction. Dropped, its connection is closed: none goes back to the pool but after a commit or rollback that ended well.
-pub(super) struct Tx<DB: Sealed> {
+pub(crate) struct Tx<DB: Sealed> {
     conn: Option<PoolConnection<DB>>,
     /// The turn to write, where the database has one writer.
     _turn: Option<OwnedMutexGuard<()>>,
@@ -25,7 +25,7 @@ pub(super) struct Tx<DB: Sealed> {
 
 /// How a commit ended.
 #[derive(Debug)]
-pub(super) enum Committed {
+pub(crate) enum Committed {
     Yes,
     /// Rolled back.
     No(Fault),
@@ -35,7 +35,7 @@ pub(super) enum Committed {
 
 impl<DB: Sealed> Tx<DB> {
     /// Begins. Dropped in the middle, the connection is closed.
-    pub(super) async fn begin(pool: &Pool<DB>, turns: &Arc<Mutex<()>>, patience: Duration) -> Result<Self, Fault> {
+    pub(crate) async fn begin(pool: &Pool<DB>, turns: &Arc<Mutex<()>>, patience: Duration) -> Result<Self, Fault> {
         let _turn = match DB::Dialect::ONE_WRITER {
             true => Some(Arc::clone(turns).lock_owned().await),
             false => None,
@@ -50,7 +50,7 @@ impl<DB: Sealed> Tx<DB> {
     }
 
     /// The connection.
-    pub(super) fn conn(&mut self) -> Result<&mut Conn<DB::Dialect>, Fault> {
+    pub(crate) fn conn(&mut self) -> Result<&mut Conn<DB::Dialect>, Fault> {
         match &mut self.conn {
             Some(conn) => Ok(conn),
             None => Err(sorted::<DB::Dialect>(&sqlx::Error::WorkerCrashed)),
@@ -58,12 +58,12 @@ impl<DB: Sealed> Tx<DB> {
     }
 
     /// Whether the handler left no transaction of its own open, and ended none, as far as the client knows.
-    pub(super) fn is_level(&self) -> bool {
+    pub(crate) fn is_level(&self) -> bool {
         self.conn.as_ref().is_some_and(|conn| Manager::<DB::Dialect>::get_transaction_depth(conn) == 1)
     }
 
     /// Commits. To be run to its end.
-    pub(super) async fn commit(mut self) -> Committed {
+    pub(crate) async fn commit(mut self) -> Committed {
         let Ok(conn) = self.conn() else { return Committed::No(sorted::<DB::Dialect>(&sqlx::Error::WorkerCrashed)) };
         match Manager::<DB::Dialect>::commit(conn).await {
             Ok(()) => {
@@ -79,7 +79,7 @@ impl<DB: Sealed> Tx<DB> {
     }
 
     /// Rolls back. To be run to its end.
-    pub(super) async fn rollback(mut self) {
+    pub(crate) async fn rollback(mut self) {
         let Ok(conn) = self.conn() else { return };
         if Manager::<DB::Dialect>::rollback(conn).await.is_ok() {
             self.give_back().await;

@@ -43,14 +43,27 @@ impl TableName {
         }
     }
 
+    /// A name without a schema, which must be plain.
+    pub(crate) fn plain(table: &str) -> Self {
+        Self { schema: None, table: table.into() }
+    }
+
+    /// The name that begins like this one and ends so, which must be plain.
+    pub(crate) fn with_end(&self, end: &'static str) -> Self {
+        Self { schema: self.schema.clone(), table: format!("{}{end}", self.table) }
+    }
+
+    /// Another table of the same schema, whose name must be plain.
+    pub(crate) fn beside(&self, table: &'static str) -> Self {
+        Self { schema: self.schema.clone(), table: table.into() }
+    }
+
     /// The schema, if one was given.
-    #[cfg(any(feature = "mysql", feature = "sqlite"))]
     pub(crate) fn schema(&self) -> Option<&str> {
         self.schema.as_deref()
     }
 
     /// The table without its schema.
-    #[cfg(any(feature = "mysql", feature = "sqlite"))]
     pub(crate) fn table(&self) -> &str {
         &self.table
     }

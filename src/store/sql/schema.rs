@@ -79,6 +79,16 @@ impl<D: Dialect> Run<D> for Create<'_> {
     }
 }
 
+struct Script<'a>(&'a str);
+
+impl<D: Dialect> Run<D> for Script<'_> {
+    type Answer = ();
+
+    async fn run(&self, engine: &Engine<D>, conn: &mut Conn<D>) -> Result<(), sqlx::Error> {
+        engine.dialect.create(conn, self.0.to_owned()).await
+    }
+}
+
 struct Inspect<'a>(&'a [(Layout, &'a TableName)]);
 
 impl<D: Dialect> Run<D> for Inspect<'_> {
@@ -106,6 +116,16 @@ impl<D: Dialect> Engine<D> {
     /// Looks for unsafe settings, of the server and of the store's table.
     pub(crate) async fn check(&self) -> Result<Report, StoreError> {
         self.examine(&[(Layout::Records, &self.table)]).await
+    }
+
+    /// Who made a table.
+    pub(crate) async fn marker(&self, table: &TableName) -> Result<Marker, StoreError> {
+        self.run("look at its tables", &Look(table)).await
+    }
+
+    /// Runs statements that make tables, and are safe to repeat.
+    pub(crate) async fn script(&self, text: &str) -> Result<(), StoreError> {
+        self.run("make its tables", &Script(text)).await
     }
 
     /// Makes a table where it is missing; refuses one that is not ours, or newer.

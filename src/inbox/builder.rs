@@ -1,0 +1,228 @@
+//! How an [`Inbox`] is configured and started.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Pool;
+
+use super::Inbox;
+use super::core::{Core, IDS, Settings};
+use super::schema::{self, Sql};
+use super::tables::{PREFIX, Tables};
+use crate::identity::{Encoder, FingerprintBy, Identify, IdentityConfigError, OnMissing, Scope, position};
+use crate::store::sql::{Dialect, Fault, LOCK_TIMEOUT};
+use crate::store::{Retention, StoreError};
+use crate::transaction::sealed::Sealed;
+use crate::transaction::{Committed, TransactionalDatabase};
+use crate::wrapper::{BuildError, OnConflict, Once};
+
+/// Bytes of the largest payload that is kept, unless told otherwise.
+const LARGEST: usize = 1 << 20;
+
+/// Configures an [`Inbox`]; made by [`Inbox::builder`].
+#[must_use = "nothing is built before `build`"]
+pub struct InboxBuilder<DB: TransactionalDatabase> {
+    pool: Pool<DB>,
+    scope: Option<Result<Scope, IdentityConfigError>>,
+    settings: Settings,
+    store_patience: Duration,
+    prefix: String,
+    create_schema: bool,
+    accept_unsafe: bool,
+}
+
+impl<DB: TransactionalDatabase> fmt::Debug for InboxBuilder<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Never the pool: its options hold passwords.
+        f.debug_struct("InboxBuilder")
+            .field("database", &<DB as Sealed>::Dialect::NAME)
+            .field("tables", &self.prefix)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<DB: TransactionalDatabase> Inbox<DB> {
+    /// Starts to configure an inbox in the database of `pool`, which is yours: `sqlx::PgPool`, `MySqlPool` or `SqlitePool`. Its tables stand
+    /// beside yours; see [`InboxBuilder::with_tables`].
+    pub fn builder(pool: Pool<DB>) -> InboxBuilder<DB> {
+        InboxBuilder {
+            pool,
+            scope: None,
+            settings: Settings {
+                identify: Box::new(position()),
+                fingerprint: FingerprintBy::default(),
+                on_missing: OnMissing::default(),
+                on_conflict: OnConflict::default(),
+                retention: Retention::default(),
+                patience: LOCK_TIMEOUT,
+                largest: LARGEST,
+            },
+            store_patience: Duration::from_secs(10),
+            prefix: PREFIX.into(),
+            create_schema: true,
+            accept_unsafe: false,
+        }
+    }
+}
+
+impl<DB: TransactionalDatabase> InboxBuilder<DB> {
+    /// Sets where identities are unique: consumer group and handler. This or [`in_scope`](Self::in_scope) is needed. Each scope is an inbox of its
+    /// own, in the same tables.
+    pub fn scope(mut self, group: impl Into<String>, handler: impl Into<String>) -> Self {
+        self.scope = Some(Scope::new(group, handler));
+        self
+    }
+
+    /// Sets where identities are unique, with all that a [`Scope`] can say: tenant, secret, across topics.
+    pub fn in_scope(mut self, scope: Scope) -> Self {
+        self.scope = Some(Ok(scope));
+        self
+    }
+
+    /// Sets what makes two messages the same. Default: [`position`]: each offset of a partition is a message of its own. Redelivery is stopped by a
+    /// window of each partition whatever is set here.
+    pub fn identify(mut self, identify: impl Identify + 'static) -> Self {
+        self.settings.identify = Box::new(identify);
+        self
+    }
+
+    /// Sets what of a message tells a duplicate from a conflict. Default: the payload.
+    pub fn fingerprint(mut self, by: FingerprintBy) -> Self {
+        self.settings.fingerprint = by;
+        self
+    }
+
+    /// Sets what happens to a message without a usable identity. Default: [`OnMissing::Reject`].
+    pub fn on_missing(mut self, policy: OnMissing) -> Self {
+        self.settings.on_missing = policy;
+        self
+    }
+
+    /// Sets what happens to a message whose identity was used by one that said something else. Default: [`OnConflict::Stop`].
+    pub fn on_conflict(mut self, policy: OnConflict) -> Self {
+        self.settings.on_conflict = policy;
+        self
+    }
+
+    /// Sets how long what is over is kept. Default: [`Retention::default`].
+    pub const fn with_retention(mut self, retention: Retention) -> Self {
+        self.settings.retention = retention;
+        self
+    }
+
+    /// Sets how long a statement waits for a lock that somebody holds. Default: 1 s. MySQL counts whole seconds; SQLite waits as long as the
+    /// pool's own `busy_timeout` says.
+    pub fn lock_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.patience = timeout.max(Duration::from_millis(1));
+        self
+    }
+
+    /// Sets for how long a database that cannot be reached is asked again before a call gives up. Default: 10 s.
+    pub fn store_patience(mut self, longest: Duration) -> Self {
+        self.store_patience = longest;
+        self
+    }
+
+    /// Sets what the names of the tables begin with: `prefix`, or `schema.prefix`. Default: `hapax_inbox`. At most 40 characters.
+    pub fn with_tables(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Does not create the tables, nor bring them up to date. Default: it does.
+    pub const fn without_schema_creation(mut self) -> Self {
+        self.create_schema = false;
+        self
+    }
+
+    /// Starts even if the check finds settings that break the promise. They are logged, and readable from [`Inbox::report`]. Default: refuse.
+    pub const fn accept_unsafe_settings(mut self) -> Self {
+        self.accept_unsafe = true;
+        self
+    }
+
+    /// Checks the settings, makes the tables or brings them up to date, looks for unsafe settings in the database, and finds this scope's inbox.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`]. Retryable only where the database could not be reached.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: building again does what is left.
+    pub async fn build(self) -> Result<Inbox<DB>, BuildError> {
+        let scope = self.scope.ok_or(BuildError::NoScope)?.map_err(BuildError::Identity)?;
+        self.settings.identify.validate().map_err(BuildError::Identity)?;
+        self.settings.fingerprint.validate().map_err(BuildError::Identity)?;
+        let tables = Tables::parse::<<DB as Sealed>::Dialect>(&self.prefix)?;
+        let base = Once::transactional(self.pool.clone())
+            .in_scope(scope.clone())
+            .identify(position())
+            .lock_timeout(self.settings.patience)
+            .store_patience(self.store_patience)
+            .with_windows_table(tables.windows().to_string());
+        let base = if self.create_schema { base } else { base.without_schema_creation() };
+        let base = if self.accept_unsafe { base.accept_unsafe_settings() } else { base };
+        let base = base.build().await?.core;
+        if self.create_schema {
+            schema::ensure::<DB>(&base.engine, &self.pool, &tables).await?;
+        } else if let Some((problem, cure)) =
+            schema::judge(schema::version::<DB>(&base.engine, &self.pool, &tables).await?, &tables)
+        {
+            let text = format!("{problem} {cure}");
+            return Err(StoreError::refused(<DB as Sealed>::Dialect::NAME, "find the inbox's tables", text).into());
+        }
+        let mut core = Core { pool: self.pool, base, tables, number: 0, scope, settings: self.settings };
+        core.number = core.find().await?;
+        tracing::debug!(database = <DB as Sealed>::Dialect::NAME, inbox = core.number, "built");
+        Ok(Inbox { core: Arc::new(core) })
+    }
+}
+
+impl<DB: Sealed> Core<DB> {
+    /// What the handlers' table knows this scope by.
+    fn scope_key(&self) -> Result<[u8; 16], StoreError> {
+        let mut into = Encoder::new();
+        let named = into.text("inbox").and_then(|()| into.finish());
+        let refused = |_| StoreError::refused(DB::Dialect::NAME, "name an inbox", "its scope has no key.");
+        Ok(*self.scope.key_of(&named.map_err(refused)?).as_bytes())
+    }
+
+    /// The number of this scope's inbox, which is made where it is missing.
+    async fn find(&self) -> Result<i32, StoreError> {
+        const OPERATION: &str = "find its inbox";
+        let key = self.scope_key()?;
+        let handlers = &self.tables.handlers;
+        let (big, first) = (DB::Dialect::BIG, DB::Dialect::placeholder(1, crate::store::sql::Kind::Digest));
+        let find = format!("SELECT CAST(inbox AS {big}) FROM {handlers} WHERE scope_key = {first}");
+        let (insert, unless) = DB::Dialect::UNLESS_THERE;
+        let insert = format!(
+            "{insert} INTO {handlers} (scope_key, consumer_group, handler, inbox, next_id, time, paused) \
+             SELECT {first}, {}, {}, COALESCE(MAX(h.inbox), 0) + 1, (COALESCE(MAX(h.inbox), 0) + 1) * {IDS} + 1, {}, 0 FROM {handlers} AS h WHERE 1 = 1{unless}",
+            DB::Dialect::text(2),
+            DB::Dialect::text(3),
+            self.clock(),
+        );
+        let (group, handler) = (self.scope.group().as_bytes(), self.scope.handler().as_bytes());
+        let found = self
+            .again(OPERATION, async || {
+                let mut tx = self.begin().await?;
+                let fault = |error| Self::fault(&error);
+                let found = DB::DIALECT.numbers(tx.conn()?, find.clone(), &[&key]).await.map_err(fault)?;
+                if let Some(number) = found.first() {
+                    self.rollback(tx).await;
+                    return Ok(*number);
+                }
+                // Two that start at once may choose the same number: one of them is told so, and reads.
+                DB::DIALECT.execute_with(tx.conn()?, insert.clone(), &[&key, group, handler]).await.map_err(fault)?;
+                match self.commit(tx).await {
+                    Committed::Yes => Err(Fault::Contended("an inbox was made, and is to be read.".into())),
+                    Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+                }
+            })
+            .await?;
+        i32::try_from(found).map_err(|_| StoreError::corrupt(DB::Dialect::NAME, OPERATION, "its number is too large."))
+    }
+}

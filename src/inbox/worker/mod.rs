@@ -1,0 +1,1 @@
+//! Workers: handlers over the queue.
