@@ -19,7 +19,7 @@ use crate::record;
 use crate::store::sql::Fault;
 use crate::store::{Purged, StoreError};
 use crate::transaction::sealed::Sealed;
-use crate::transaction::{Committed, Transact, TransactionalDatabase};
+use crate::transaction::{Transact, TransactionalDatabase};
 
 /// Messages that one transaction forgets.
 const STEP: usize = 256;
@@ -111,21 +111,25 @@ impl<DB: Sealed> Core<DB> {
             return Ok((0, true));
         }
         let keep = record::millis(keep);
-        let removed = self.again(OPERATION, async || {
-            let mut tx = self.begin().await?;
-            let (now, found) = self.lock(&mut tx, &ids).await?;
-            // Brought back meanwhile, and maybe dead again since: looked at as it stands now.
-            let is_over = |found: &&Found| {
-                found.standing.open.is_some_and(|open| found.state() == State::Dead && open.rank <= now - keep)
-            };
-            let over: Vec<&Found> = found.iter().filter(is_over).collect();
-            self.forget(&mut tx, &over).await?;
-            match self.commit(tx).await {
-                Committed::Yes => Ok(over.len()),
-                Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+        let mut asking = self.base.asking(OPERATION);
+        loop {
+            match self.forget_dead(&ids, keep).await {
+                Ok(removed) => return Ok((removed, ids.len() < most)),
+                Err(fault) => asking.wait(fault).await?,
             }
-        });
-        Ok((removed.await?, ids.len() < most))
+        }
+    }
+
+    async fn forget_dead(&self, ids: &[i64], keep: i64) -> Result<usize, Fault> {
+        let mut tx = self.begin().await?;
+        let (now, found) = self.lock(&mut tx, ids).await?;
+        // Brought back meanwhile, and maybe dead again since: looked at as it stands now.
+        let is_over = |found: &&Found| {
+            found.standing.open.is_some_and(|open| found.state() == State::Dead && open.rank <= now - keep)
+        };
+        let over: Vec<&Found> = found.iter().filter(is_over).collect();
+        self.forget(&mut tx, &over).await?;
+        self.settled(tx).await.map(|()| over.len())
     }
 
     /// How many were forgotten, and whether that was all.
@@ -174,21 +178,30 @@ impl<DB: Sealed> Core<DB> {
         all.sort_unstable();
         let mut removed = 0;
         for some in all.chunks(STEP) {
-            removed += self.again(OPERATION, async || self.forget_finished(some).await).await?;
+            let mut asking = self.base.asking(OPERATION);
+            removed += loop {
+                match self.forget_finished(some).await {
+                    Ok(removed) => break removed,
+                    Err(fault) => asking.wait(fault).await?,
+                }
+            };
         }
-        let numbers: Vec<String> = runs.iter().map(|(run, _)| run.to_string()).collect();
-        self.again(OPERATION, async || {
-            let mut tx = self.begin().await?;
-            let (table, inbox) = (&self.tables.runs, self.number);
-            let text = format!("DELETE FROM {table} WHERE inbox = {inbox} AND run IN ({})", numbers.join(", "));
-            self.alter(&mut tx, text).await?;
-            match self.commit(tx).await {
-                Committed::Yes => Ok(()),
-                Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+        let mut asking = self.base.asking(OPERATION);
+        loop {
+            match self.drop_runs(&runs).await {
+                Ok(()) => return Ok(removed),
+                Err(fault) => asking.wait(fault).await?,
             }
-        })
-        .await?;
-        Ok(removed)
+        }
+    }
+
+    async fn drop_runs(&self, runs: &[Ended]) -> Result<(), Fault> {
+        let numbers: Vec<String> = runs.iter().map(|(run, _)| run.to_string()).collect();
+        let (table, inbox) = (&self.tables.runs, self.number);
+        let text = format!("DELETE FROM {table} WHERE inbox = {inbox} AND run IN ({})", numbers.join(", "));
+        let mut tx = self.begin().await?;
+        self.alter(&mut tx, text).await?;
+        self.settled(tx).await
     }
 
     async fn forget_finished(&self, some: &[(i64, u32)]) -> Result<usize, Fault> {
@@ -203,9 +216,6 @@ impl<DB: Sealed> Core<DB> {
         };
         let over: Vec<&Found> = found.iter().filter(is_over).collect();
         self.forget(&mut tx, &over).await?;
-        match self.commit(tx).await {
-            Committed::Yes => Ok(over.len()),
-            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
-        }
+        self.settled(tx).await.map(|()| over.len())
     }
 }

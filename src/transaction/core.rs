@@ -324,28 +324,18 @@ impl<DB: Sealed> Core<DB> {
         operation: &'static str,
         ask: impl AsyncFn() -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
-        let began = Instant::now();
-        let mut failures = 0;
+        let mut asking = self.asking(operation);
         loop {
-            let fault = match ask().await {
+            match ask().await {
                 Ok(answer) => return Ok(answer),
-                Err(fault) => fault,
-            };
-            self.counters.store_failures.one();
-            tracing::debug!(operation, failures, error = %fault, "the database failed");
-            let delay = match &fault {
-                Fault::Refused(_) | Fault::Corrupt(_) => return Err(fault.error(DB::Dialect::NAME, operation)),
-                Fault::Contended(_) => jitter(failures.min(6)),
-                // The first may be a connection that the pool did not know to be dead.
-                Fault::Broken(_) if failures == 0 => Duration::ZERO,
-                Fault::Broken(_) | Fault::Locked(_) | Fault::Unavailable(_) => pause(failures, self.random()),
-            };
-            failures += 1;
-            if began.elapsed() + delay >= self.settings.store_patience {
-                return Err(fault.error(DB::Dialect::NAME, operation));
+                Err(fault) => asking.wait(fault).await?,
             }
-            tokio::time::sleep(delay).await;
         }
+    }
+
+    /// Begins to ask as [`again`](Self::again) does, in a loop of the caller's own, whose future can be `Send`.
+    pub(crate) fn asking(&self, operation: &'static str) -> Asking<'_, DB> {
+        Asking { core: self, operation, began: Instant::now(), failures: 0 }
     }
 
     /// The rows of these windows as they stand, waiting for whoever writes them.
@@ -355,6 +345,36 @@ impl<DB: Sealed> Core<DB> {
         let rows = rows.map_err(|error| sorted::<DB::Dialect>(&error))?;
         finish(tx.rollback()).await;
         Ok(rows)
+    }
+}
+
+/// What is asked of the database until there is an answer.
+pub(crate) struct Asking<'a, DB: Sealed> {
+    core: &'a Core<DB>,
+    operation: &'static str,
+    began: Instant,
+    failures: u32,
+}
+
+impl<DB: Sealed> Asking<'_, DB> {
+    /// Waits before it is asked again. An error where that cannot help, or so much time has passed.
+    pub(crate) async fn wait(&mut self, fault: Fault) -> Result<(), StoreError> {
+        let Self { core, operation, began, failures } = self;
+        core.counters.store_failures.one();
+        tracing::debug!(operation, failures, error = %fault, "the database failed");
+        let delay = match &fault {
+            Fault::Refused(_) | Fault::Corrupt(_) => return Err(fault.error(DB::Dialect::NAME, operation)),
+            Fault::Contended(_) => jitter((*failures).min(6)),
+            // The first may be a connection that the pool did not know to be dead.
+            Fault::Broken(_) if *failures == 0 => Duration::ZERO,
+            Fault::Broken(_) | Fault::Locked(_) | Fault::Unavailable(_) => pause(*failures, core.random()),
+        };
+        *failures += 1;
+        if began.elapsed() + delay >= core.settings.store_patience {
+            return Err(fault.error(DB::Dialect::NAME, operation));
+        }
+        tokio::time::sleep(delay).await;
+        Ok(())
     }
 }
 
