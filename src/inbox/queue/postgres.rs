@@ -1,0 +1,88 @@
+//! The queue in PostgreSQL.
+
+use sqlx::postgres::{PgConnection, PgListener, PgRow};
+use sqlx::{AssertSqlSafe, Error, Pool, Row as _};
+
+use super::dialect::{Sql, WIDE, Wide, asked, hex, tuples, wide_row};
+use super::listen::Listener;
+use crate::inbox::tables::Tables;
+use crate::store::postgres::Postgres;
+
+impl Sql for Postgres {
+    const CLOCK_MS: &'static str = "(SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint)";
+    // A statement sees what was committed before it began: whoever waited for his turn to take must see what the one before took. And rows are
+    // looked up, whatever the statistics say of a table that was empty a moment ago.
+    const PRELUDE: &'static str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; \
+        SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; ";
+
+    fn quoted_bytes(bytes: &[u8]) -> String {
+        format!("decode('{}', 'hex')", hex(bytes))
+    }
+
+    fn quoted_text(text: &str) -> String {
+        format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex(text.as_bytes()))
+    }
+
+    fn appended(column: &str, bytes: &[u8]) -> String {
+        format!("coalesce({column}, ''::bytea) || {}", Self::quoted_bytes(bytes))
+    }
+
+    fn row_table(names: &[&str], rows: &[Vec<i64>]) -> String {
+        // Typed by a row that is left out: small numbers would be of a smaller type.
+        let typed = vec!["0::bigint"; names.len()].join(", ");
+        format!(
+            "(SELECT * FROM (VALUES ({typed}), {}) AS v ({names}) OFFSET 1)",
+            tuples(rows),
+            names = names.join(", ")
+        )
+    }
+
+    asked!(PgConnection, PgRow);
+
+    async fn read_wide(&self, conn: &mut PgConnection, tables: &Tables, ids: &[i64]) -> Result<Vec<Wide>, Error> {
+        let text = format!("SELECT {WIDE} FROM {} WHERE id = ANY ($1::bigint[])", tables.messages);
+        let rows = sqlx::query(AssertSqlSafe(text)).bind(ids).fetch_all(conn).await?;
+        rows.iter().map(|row| wide_row!(row)).collect()
+    }
+
+    fn notice(channel: &str) -> Option<String> {
+        Some(format!("NOTIFY \"{channel}\""))
+    }
+
+    fn ear(pool: &Pool<sqlx::Postgres>, channel: String) -> Listener {
+        Listener::hearing(Ear { pool: pool.clone(), channel, open: None })
+    }
+}
+
+/// One connection that listens.
+pub(super) struct Ear {
+    pool: Pool<sqlx::Postgres>,
+    channel: String,
+    open: Option<PgListener>,
+}
+
+impl Ear {
+    /// Waits for a notice. `Ok` too when it has just begun to listen: there may have been one before.
+    pub(super) async fn heard(&mut self) -> Result<(), Error> {
+        match &mut self.open {
+            Some(open) => {
+                // `None`: the connection was lost, and notices may have been.
+                if open.try_recv().await?.is_some() {
+                    while let Some(Ok(Some(_))) = futures_util::FutureExt::now_or_never(open.try_recv()) {}
+                }
+                Ok(())
+            }
+            None => {
+                let mut open = PgListener::connect_with(&self.pool).await?;
+                open.listen(&self.channel).await?;
+                self.open = Some(open);
+                Ok(())
+            }
+        }
+    }
+
+    /// Begins anew.
+    pub(super) fn forget(&mut self) {
+        self.open = None;
+    }
+}

@@ -1,0 +1,445 @@
+//! Taking: one transaction, after which the attempts count and the run stands.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::dialect::{Place, Sql, numbers, which};
+use super::list::{self, Entry};
+use super::types::{Ask, Run, Take, Taken};
+use super::{AGAIN, FAR, broken, capped};
+use crate::inbox::core::Core;
+use crate::inbox::message::{Form, Message};
+use crate::inbox::rules::{self, BUSY, Candidate};
+use crate::level::Level;
+use crate::record::{Millis, millis};
+use crate::store::sql::{Conn, Fault, jitter};
+use crate::transaction::sealed::Sealed;
+use crate::transaction::{Committed, Tx};
+
+/// How many due messages become ready in one transaction.
+const PROMOTED: usize = 1024;
+/// How many rows are looked at, at first and at most, for those whose turn it is by key.
+const FEWEST: usize = 64;
+const MOST: usize = 1 << 14;
+/// So many rows that are not theirs to take, seen by one taker, are put behind their lanes, out of everybody's way.
+const CROWD: usize = 512;
+
+/// What stands at the gate.
+struct Gate {
+    now: Millis,
+    paused: bool,
+    /// When the first waiting message is due, if it waits for a time.
+    due: Option<Millis>,
+}
+
+/// A free row.
+#[derive(Clone, Copy, Debug)]
+struct Free {
+    place: Place,
+    lane: i64,
+    generation: u32,
+    attempts: u32,
+    alone: bool,
+    /// By key: the open message of the lane before it.
+    before: Option<i64>,
+    /// By key: one behind it is in a run's hands.
+    busy: bool,
+}
+
+enum Tried {
+    Took(Take),
+    /// Something moved, and there may be more now.
+    More,
+}
+
+/// A run's number: ascending in time, and never used again: it is written only where it is new.
+pub(super) fn number(now: Millis, random: u64) -> i64 {
+    (now << 20) | (random & 0xf_ffff).cast_signed()
+}
+
+impl<DB: Sealed> Core<DB> {
+    /// Takes up to `ask.most` free messages in a run of its own. Attempts are counted by then.
+    ///
+    /// Two never take one message. By key: none is taken while an earlier one of its lane that is not finished is in another's hands or waits.
+    ///
+    /// A commit whose reply is lost is looked up by the run's number. Dropped in the middle, a run may stand that nobody works: its lease
+    /// ends it.
+    pub(crate) async fn take(&self, ask: &Ask) -> Result<Take, Fault> {
+        let mut contended = 0;
+        let mut moved = 0;
+        loop {
+            match self.try_take(ask).await {
+                Ok(Tried::Took(take)) => return Ok(take),
+                Ok(Tried::More) if moved < AGAIN => moved += 1,
+                Ok(Tried::More) => return Ok(Take { run: None, paused: false, due_in: Some(Duration::ZERO) }),
+                Err(Fault::Contended(_)) if contended < AGAIN => {
+                    contended += 1;
+                    tokio::time::sleep(jitter(contended)).await;
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
+    /// The clock and who is let in. By key, one taker at a time.
+    async fn gate(&self, conn: &mut Conn<DB::Dialect>, alone: bool) -> Result<Gate, Fault> {
+        let (handlers, open, inbox) = (&self.tables.handlers, &self.tables.open, self.number);
+        let lock = if alone { <DB::Dialect as Sql>::LOCK_ROWS } else { "" };
+        let text = format!(
+            "{}SELECT {}, h.paused, (SELECT min(d.turn) FROM {open} AS d WHERE d.inbox = {inbox} AND d.lot = 1) \
+             FROM {handlers} AS h WHERE h.inbox = {inbox}{lock}",
+            <DB::Dialect as Sql>::PRELUDE,
+            <DB::Dialect as Sql>::CLOCK_MS,
+        );
+        let rows = DB::DIALECT.read_numbers(conn, text, 3).await.map_err(|error| Self::fault(&error))?;
+        match rows.first().map(Vec::as_slice) {
+            Some([Some(now), Some(paused), due]) => {
+                Ok(Gate { now: *now, paused: *paused != 0, due: due.filter(|due| *due < FAR) })
+            }
+            _ => Err(Fault::Refused("the inbox's row is gone from the table of handlers.".into())),
+        }
+    }
+
+    async fn free(&self, conn: &mut Conn<DB::Dialect>, by_key: bool, limit: usize) -> Result<Vec<Free>, Fault> {
+        let (open, inbox) = (&self.tables.open, self.number);
+        let text = if by_key {
+            format!(
+                "SELECT r.turn, r.id, r.lane, r.generation, r.attempts, r.alone, \
+                 (SELECT e.id FROM {open} AS e WHERE e.lane = r.lane AND e.id < r.id AND e.lot < 2 ORDER BY e.id DESC LIMIT 1), \
+                 CASE WHEN r.generation > 1 AND EXISTS \
+                 (SELECT 1 FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.run <> 0) THEN 1 ELSE 0 END \
+                 FROM {open} AS r WHERE r.inbox = {inbox} AND r.lot = 0 AND r.run = 0 ORDER BY r.turn, r.id LIMIT {limit}"
+            )
+        } else {
+            format!(
+                "SELECT turn, id, lane, generation, attempts, alone, NULL, 0 FROM {open} \
+                 WHERE inbox = {inbox} AND lot = 0 AND run = 0 ORDER BY turn, id LIMIT {limit}{}",
+                DB::DIALECT.skip_locked()
+            )
+        };
+        let rows = match DB::DIALECT.read_numbers(conn, text, 8).await {
+            Ok(rows) => rows,
+            Err(error) if DB::DIALECT.cannot_skip(&error) => {
+                return Err(Fault::Contended("the server knows no SKIP LOCKED.".into()));
+            }
+            Err(error) => return Err(Self::fault(&error)),
+        };
+        let count = |number: &Option<i64>| number.and_then(|number| u32::try_from(number).ok());
+        let read = |row: &Vec<Option<i64>>| match row.as_slice() {
+            [Some(turn), Some(id), Some(lane), generation, attempts, Some(alone), before, Some(busy)] => Some(Free {
+                place: Place { turn: *turn, id: *id },
+                lane: *lane,
+                generation: count(generation)?,
+                attempts: count(attempts)?,
+                alone: *alone != 0,
+                before: *before,
+                busy: *busy != 0,
+            }),
+            _ => None,
+        };
+        rows.iter().map(read).collect::<Option<_>>().ok_or_else(broken)
+    }
+
+    async fn try_take(&self, ask: &Ask) -> Result<Tried, Fault> {
+        let asked = Instant::now();
+        let mut tx = self.begin().await?;
+        let conn = tx.conn()?;
+        let gate = self.gate(conn, ask.by_key).await?;
+        if gate.paused || ask.most == 0 {
+            self.rollback(tx).await;
+            return Ok(Tried::Took(Take { run: None, paused: gate.paused, due_in: None }));
+        }
+        let mut promoted = 0;
+        if gate.due.is_some_and(|due| due <= gate.now) {
+            let text = DB::DIALECT.promoting(&self.tables.open, self.number, gate.now, PROMOTED);
+            promoted = DB::DIALECT.send(conn, text).await.map_err(|error| Self::fault(&error))?;
+        }
+        let (chosen, rest) = self.choose(conn, ask).await?;
+        let parked = match rest.len() {
+            crowd if crowd >= CROWD => self.put_behind(conn, &rest).await?,
+            _ => 0,
+        };
+        if chosen.is_empty() {
+            if promoted + parked == 0 {
+                self.rollback(tx).await;
+                let due_in = gate.due.map(|due| Duration::from_millis((due - gate.now).max(0).cast_unsigned()));
+                return Ok(Tried::Took(Take { run: None, paused: false, due_in }));
+            }
+            return match self.commit(tx).await {
+                Committed::Yes => Ok(Tried::More),
+                Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+            };
+        }
+        self.begin_run(tx, ask, gate.now, asked, chosen)
+            .await
+            .map(|run| Tried::Took(Take { run: Some(run), paused: false, due_in: None }))
+    }
+
+    /// What one run may take now, and what it saw besides and may not.
+    async fn choose(&self, conn: &mut Conn<DB::Dialect>, ask: &Ask) -> Result<(Vec<Free>, Vec<Free>), Fault> {
+        let mut limit = if ask.by_key { ask.most.max(FEWEST) } else { ask.most };
+        loop {
+            let rows = self.free(conn, ask.by_key, limit).await?;
+            let chosen = choose(ask.by_key, ask.most, &rows);
+            // A lone one is all there is to this run.
+            let lone = chosen.first().is_some_and(|first| first.alone);
+            let enough = lone || chosen.len() >= ask.most || rows.len() < limit || limit >= MOST || !ask.by_key;
+            if enough {
+                let ids: HashSet<i64> = chosen.iter().map(|free| free.place.id).collect();
+                let rest = match ask.by_key && !lone && chosen.len() < ask.most {
+                    true => rows.into_iter().filter(|free| !ids.contains(&free.place.id) && !free.alone).collect(),
+                    false => Vec::new(),
+                };
+                return Ok((chosen, rest));
+            }
+            limit = (limit * 8).min(MOST);
+        }
+    }
+
+    /// Writes the run, reads its messages, and commits.
+    async fn begin_run(
+        &self,
+        mut tx: Tx<DB>,
+        ask: &Ask,
+        now: Millis,
+        asked: Instant,
+        chosen: Vec<Free>,
+    ) -> Result<Run, Fault> {
+        let (open, runs, inbox) = (&self.tables.open, &self.tables.runs, self.number);
+        let run = number(now, self.base.random());
+        let level = match ask.level {
+            Level::L2 => 2,
+            _ => 1,
+        };
+        let owner = capped(&ask.owner, 512);
+        let ids: Vec<i64> = chosen.iter().map(|free| free.place.id).collect();
+        let places: Vec<Place> = chosen.iter().map(|free| free.place).collect();
+        let entries: Vec<Entry> = chosen
+            .iter()
+            .map(|free| Entry {
+                id: free.place.id,
+                generation: free.generation,
+                attempt: free.attempts.saturating_add(1),
+                value: free.place.turn,
+            })
+            .collect();
+        let (low, high) = (ids.iter().min().copied().unwrap_or(0), ids.iter().max().copied().unwrap_or(0));
+        let (insert, ignore) = <DB::Dialect as Sql>::INSERT_NEW;
+        let text = format!(
+            "{insert} INTO {runs} (inbox, run, owner, level, began, lease, low, high, messages, taken) \
+             VALUES ({inbox}, {run}, {owner}, {level}, {now}, {until}, {low}, {high}, {count}, {taken}){ignore}; \
+             UPDATE {open} SET run = {run}, attempts = attempts + 1 \
+             WHERE inbox = {inbox} AND lot = 0 AND run = 0 AND {which}",
+            owner = <DB::Dialect as Sql>::quoted_text(&owner),
+            until = now.saturating_add(millis(ask.lease)),
+            count = ids.len(),
+            taken = <DB::Dialect as Sql>::quoted_bytes(&list::pack(&entries)),
+            which = which(&places),
+        );
+        let conn = tx.conn()?;
+        let marked = DB::DIALECT.send(conn, text).await.map_err(|error| Self::fault(&error))?;
+        if marked != ids.len() as u64 + 1 {
+            self.rollback(tx).await;
+            return Err(Fault::Contended("others took some of the same messages.".into()));
+        }
+        let taken = self.messages(conn, &chosen).await?;
+        match self.commit(tx).await {
+            Committed::Yes => {}
+            Committed::Unknown(fault) => {
+                // It stands, or it does not.
+                if !self.stands(run).await {
+                    return Err(fault);
+                }
+            }
+            Committed::No(fault) => return Err(fault),
+        }
+        Ok(Run {
+            number: run,
+            owner: Arc::from(owner),
+            level: ask.level,
+            by_key: ask.by_key,
+            began: now,
+            lease: ask.lease,
+            until: asked + ask.lease,
+            taken,
+        })
+    }
+
+    /// Whether a run stands whose commit nobody confirmed.
+    async fn stands(&self, run: i64) -> bool {
+        let mut asking = self.base.asking("look for a run");
+        loop {
+            let fault = match self.run_row(run, "").await {
+                Ok(row) => return row.is_some(),
+                Err(fault) => fault,
+            };
+            if asking.wait(fault).await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// The messages of these rows, in their order.
+    async fn messages(&self, conn: &mut Conn<DB::Dialect>, rows: &[Free]) -> Result<Vec<Taken>, Fault> {
+        let mut ids: Vec<i64> = rows.iter().map(|free| free.place.id).collect();
+        ids.sort_unstable();
+        let wide = DB::DIALECT.read_wide(conn, &self.tables, &ids).await.map_err(|error| Self::fault(&error))?;
+        let mut wide: HashMap<i64, _> = wide.into_iter().map(|wide| (wide.id, wide)).collect();
+        let again: Vec<i64> = rows.iter().filter(|free| free.generation > 1).map(|free| free.place.id).collect();
+        if !again.is_empty() {
+            // What an operator put in the place of a payload holds from its generation on.
+            let text = format!(
+                "SELECT id, generation, payload FROM {} WHERE id IN ({}) ORDER BY generation",
+                self.tables.edits,
+                numbers(again.into_iter())
+            );
+            for (id, generation, payload) in
+                DB::DIALECT.read_edited(conn, text).await.map_err(|error| Self::fault(&error))?
+            {
+                let of = rows.iter().find(|free| free.place.id == id);
+                if let (Some(wide), Some(of)) = (wide.get_mut(&id), of)
+                    && generation <= i64::from(of.generation)
+                {
+                    (wide.payload, wide.form) = (payload, Form::Edited.number());
+                }
+            }
+        }
+        let message = |free: &Free| {
+            let attempt = free.attempts.saturating_add(1);
+            let content = wide.remove(&free.place.id)?.content(free.generation, attempt)?;
+            Some(Taken {
+                id: free.place.id,
+                lane: free.lane,
+                generation: free.generation,
+                attempt,
+                turn: free.place.turn,
+                alone: free.alone,
+                message: Message::new(content),
+            })
+        };
+        rows.iter().map(message).collect::<Option<_>>().ok_or_else(broken)
+    }
+
+    /// How long until the next waiting message is due; `None` where none waits for a time.
+    pub(crate) async fn next_due(&self) -> Result<Option<Duration>, Fault> {
+        let mut tx = self.begin().await?;
+        let gate = self.gate(tx.conn()?, false).await?;
+        self.rollback(tx).await;
+        Ok(gate.due.map(|due| Duration::from_millis((due - gate.now).max(0).cast_unsigned())))
+    }
+}
+
+/// Which of these rows one run takes, in order.
+fn choose(by_key: bool, most: usize, rows: &[Free]) -> Vec<Free> {
+    let candidates: Vec<Candidate> =
+        rows.iter().map(|free| Candidate { id: free.place.id, lane: free.lane, alone: free.alone }).collect();
+    let mut barriers: HashMap<i64, i64> = HashMap::new();
+    let by_id: HashMap<i64, &Free> = rows.iter().map(|free| (free.place.id, free)).collect();
+    if by_key {
+        for free in rows {
+            let barrier = match free.before {
+                _ if free.busy => BUSY,
+                Some(before) if !by_id.contains_key(&before) => before,
+                _ => continue,
+            };
+            barriers.entry(free.lane).and_modify(|lowest| *lowest = barrier.min(*lowest)).or_insert(barrier);
+        }
+    }
+    rules::choose(by_key, most, &candidates, |lane| barriers.get(&lane).copied())
+        .iter()
+        .filter_map(|candidate| by_id.get(&candidate.id).map(|free| **free))
+        .collect()
+}
+
+/// What [`put_behind`](Core::put_behind) does with rows that are in the way.
+impl<DB: Sealed> Core<DB> {
+    /// Puts rows behind their lanes: where they are in nobody's way, until what they wait for is finished. Only behind messages that stand still
+    /// meanwhile: whoever finishes one sees what was put behind it.
+    async fn put_behind(&self, conn: &mut Conn<DB::Dialect>, rows: &[Free]) -> Result<u64, Fault> {
+        /// Lanes at once, and rows.
+        const LANES: usize = 64;
+        const ROWS: usize = 4096;
+        let mut lanes: HashMap<i64, Vec<&Free>> = HashMap::new();
+        for free in rows {
+            lanes.entry(free.lane).or_default().push(free);
+        }
+        let mut lanes: Vec<(i64, Vec<&Free>)> = lanes.into_iter().collect();
+        for (_, rows) in &mut lanes {
+            rows.sort_unstable_by_key(|free| free.place.id);
+        }
+        lanes.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
+        lanes.truncate(LANES);
+        let anchors: Vec<(i64, i64)> =
+            lanes.iter().filter_map(|(lane, rows)| rows.first()?.before.map(|before| (*lane, before))).collect();
+        let text: Vec<String> = anchors.iter().map(|(lane, id)| format!("(lane = {lane} AND id = {id})")).collect();
+        if text.is_empty() {
+            return Ok(0);
+        }
+        let text = format!(
+            "SELECT lane FROM {} WHERE ({}) AND lot < 2{}",
+            self.tables.open,
+            text.join(" OR "),
+            DB::DIALECT.skip_locked()
+        );
+        let still = DB::DIALECT.read_numbers(conn, text, 1).await.map_err(|error| Self::fault(&error))?;
+        let still: HashSet<i64> = still.iter().filter_map(|row| row.first().copied().flatten()).collect();
+        let mut left = ROWS;
+        let mut statements = Vec::new();
+        for (lane, rows) in lanes.iter().filter(|(lane, _)| still.contains(lane)) {
+            let places: Vec<Place> = rows.iter().take(left).map(|free| free.place).collect();
+            left -= places.len();
+            if places.is_empty() {
+                break;
+            }
+            statements.push(format!(
+                "UPDATE {} SET lot = 1, turn = {} WHERE inbox = {} AND lot = 0 AND run = 0 AND {}",
+                self.tables.open,
+                super::behind(*lane),
+                self.number,
+                which(&places)
+            ));
+        }
+        if statements.is_empty() {
+            return Ok(0);
+        }
+        DB::DIALECT.send(conn, statements.join("; ")).await.map_err(|error| Self::fault(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free(id: i64, lane: i64, before: Option<i64>) -> Free {
+        Free { place: Place { turn: 0, id }, lane, generation: 1, attempts: 0, alone: false, before, busy: false }
+    }
+
+    fn ids(rows: &[Free]) -> Vec<i64> {
+        rows.iter().map(|free| free.place.id).collect()
+    }
+
+    #[test]
+    fn a_lane_is_taken_from_its_first_open_message_on() {
+        let rows =
+            [free(1, 7, None), free(2, 8, Some(0)), free(3, 7, Some(1)), free(5, 7, Some(4)), free(6, 7, Some(5))];
+        assert_eq!(ids(&choose(true, 10, &rows)), [1, 3]);
+        assert_eq!(ids(&choose(true, 1, &rows)), [1]);
+        assert_eq!(ids(&choose(false, 10, &rows)), [1, 2, 3, 5, 6]);
+    }
+
+    #[test]
+    fn a_lane_with_a_later_one_in_hands_stands_still() {
+        let mut rows = [free(1, 7, None), free(2, 7, Some(1)), free(3, 8, None)];
+        rows[0].busy = true;
+        assert_eq!(ids(&choose(true, 10, &rows)), [3]);
+    }
+
+    #[test]
+    fn numbers_ascend() {
+        assert!(number(2, 0) > number(1, u64::MAX));
+        assert!(number(4_000_000_000_000, u64::MAX) > 0);
+    }
+}
