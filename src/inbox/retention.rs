@@ -135,7 +135,7 @@ impl<DB: Sealed> Core<DB> {
     /// How many were forgotten, and whether that was all.
     async fn purge_succeeded(&self, most: usize) -> Result<(usize, bool), StoreError> {
         let text = format!(
-            "SELECT run, done FROM {} WHERE inbox = {} AND ended <= {} ORDER BY ended, run LIMIT {RUNS}",
+            "SELECT run, done FROM {} WHERE inbox = {} AND ended <= {} ORDER BY ended, lease LIMIT {RUNS}",
             self.tables.runs,
             self.number,
             self.before(self.settings.retention.succeeded),

@@ -28,7 +28,8 @@ pub(crate) use sql::Sql;
 
 use super::Inbox;
 use super::message::MessageId;
-use crate::identity::{IdentityError, IntoIdentity, Key};
+use crate::identity::{IdentityError, Key};
+use crate::message::MessageView;
 use crate::store::StoreError;
 use crate::transaction::TransactionalDatabase;
 
@@ -105,22 +106,26 @@ impl<DB: TransactionalDatabase> Inbox<DB> {
         self.core.show(id).await
     }
 
-    /// What the tables know a message by, to [list](List::identity) it: the key of an identity in messages of `topic`.
+    /// What the tables know a message by, to [list](List::identity) it: `message` needs no more than its topic and what makes its identity.
     ///
     /// ```no_run
     /// # async fn example(inbox: hapax::Inbox<sqlx::Sqlite>) -> Result<(), Box<dyn std::error::Error>> {
     /// use hapax::inbox::State;
+    /// use hapax::message::Parts;
     ///
-    /// let found = inbox.list(State::ALL).identity(inbox.key_of("orders", "order-4711")?).await?;
+    /// // For an inbox that identifies by header("message-id").
+    /// let wanted = Parts::new("orders").header("message-id", "order-4711");
+    /// let found = inbox.list(State::ALL).identity(inbox.key_of(&wanted)?).await?;
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
     ///
-    /// [`IdentityError`] where this is no identity; not retryable.
-    pub fn key_of(&self, topic: &str, identity: impl IntoIdentity) -> Result<Key, IdentityError> {
-        Ok(self.core.scope.key(&identity.into_identity()?, topic))
+    /// [`IdentityError`] where the message has none; not retryable.
+    pub fn key_of(&self, message: &dyn MessageView) -> Result<Key, IdentityError> {
+        let identity = self.core.settings.identify.identity(message)?;
+        Ok(self.core.scope.key(&identity, message.topic()))
     }
 
     /// Counts the messages in each state, all at one moment.

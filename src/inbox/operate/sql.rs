@@ -139,7 +139,7 @@ pub(crate) trait Sql: Transact {
 
 /// The two functions that differ by nothing but types; the others as given.
 macro_rules! sql {
-    ($dialect:ty, $db:ident, $conn:ty, $cell:path, $($own:tt)*) => {
+    ($dialect:ty, $db:ident, $conn:ty, $cell:path, { $($own:tt)* }) => {
         impl Sql for $dialect {
             $($own)*
 
@@ -183,20 +183,17 @@ mod postgres {
         })
     }
 
-    sql!(
-        crate::store::postgres::Postgres,
-        Postgres,
-        sqlx::PgConnection,
-        cell,
-        const LOCK: &'static str = " FOR UPDATE";,
-        const JOIN: &'static str = "JOIN";,
+    sql!(crate::store::postgres::Postgres, Postgres, sqlx::PgConnection, cell, {
+        const LOCK: &'static str = " FOR UPDATE";
+        const JOIN: &'static str = "JOIN";
         fn text_at(number: usize) -> String {
             format!("${number}::text")
-        },
+        }
+
         fn added(table: &str, columns: &str, tuple: &str) -> String {
             format!("INSERT INTO {table} ({columns}) VALUES ({tuple}) ON CONFLICT DO NOTHING")
         }
-    );
+    });
 }
 
 #[cfg(feature = "mysql")]
@@ -218,21 +215,18 @@ mod mysql {
         })
     }
 
-    sql!(
-        crate::store::mysql::Mysql,
-        MySql,
-        sqlx::MySqlConnection,
-        cell,
-        const LOCK: &'static str = " FOR UPDATE";,
-        const JOIN: &'static str = "STRAIGHT_JOIN";,
+    sql!(crate::store::mysql::Mysql, MySql, sqlx::MySqlConnection, cell, {
+        const LOCK: &'static str = " FOR UPDATE";
+        const JOIN: &'static str = "STRAIGHT_JOIN";
         fn text_at(_number: usize) -> String {
             "?".into()
-        },
+        }
+
         // Every value is bounded, and none is null that must not be: nothing is let through as a warning.
         fn added(table: &str, columns: &str, tuple: &str) -> String {
             format!("INSERT IGNORE INTO {table} ({columns}) VALUES ({tuple})")
         }
-    );
+    });
 }
 
 #[cfg(feature = "sqlite")]
@@ -251,21 +245,18 @@ mod sqlite {
         })
     }
 
-    sql!(
-        crate::store::sqlite::Sqlite,
-        Sqlite,
-        sqlx::SqliteConnection,
-        cell,
+    sql!(crate::store::sqlite::Sqlite, Sqlite, sqlx::SqliteConnection, cell, {
         // Whoever writes has the whole file.
-        const LOCK: &'static str = "";,
-        const JOIN: &'static str = "CROSS JOIN";,
+        const LOCK: &'static str = "";
+        const JOIN: &'static str = "CROSS JOIN";
         fn text_at(number: usize) -> String {
             format!("?{number}")
-        },
+        }
+
         fn added(table: &str, columns: &str, tuple: &str) -> String {
             format!("INSERT INTO {table} ({columns}) VALUES ({tuple}) ON CONFLICT DO NOTHING")
         }
-    );
+    });
 }
 
 /// Numbers with commas between them.
