@@ -66,6 +66,8 @@ mod finding;
 mod gate;
 mod handling;
 pub mod letter;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod inbox;
 mod link;
 mod look;
 mod memory;

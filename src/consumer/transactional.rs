@@ -108,7 +108,7 @@ impl<DB: TransactionalDatabase, S> fmt::Debug for InTransaction<DB, S> {
 }
 
 impl<DB: TransactionalDatabase, S> InTransaction<DB, S> {
-    fn new(once: &Transactional<DB>, shape: S) -> Self {
+    pub(super) fn new(once: &Transactional<DB>, shape: S) -> Self {
         let core = Arc::clone(&once.core);
         let records = Remembering { core: Arc::clone(&core), bound: Arc::default(), threads: Arc::default() };
         Self { core, records, shape, retry: OnceLock::new() }
@@ -144,11 +144,57 @@ pub trait Shape<DB: Database>: Send + Sync + 'static {
     /// How it fails.
     type Error: HandlerError;
 
+    /// What it leaves of each message.
+    type Left;
+
     /// Whether it takes all at once.
     const TOGETHER: bool;
 
+    /// Called before each batch of so many messages, outside its transaction.
+    fn ready(&self, _messages: usize) -> impl Future<Output = Result<(), StoreError>> {
+        std::future::ready(Ok(()))
+    }
+
     /// Runs it.
-    fn call(&self, messages: &[Message], conn: &mut DB::Connection) -> impl Future<Output = Result<(), Self::Error>>;
+    fn call(
+        &self,
+        messages: &[Message],
+        conn: &mut DB::Connection,
+        into: &mut Vec<Self::Left>,
+    ) -> impl Future<Output = Result<(), Self::Error>>;
+
+    /// Whether a window may pass a message that this was left of.
+    fn passes(&self, _: &Self::Left) -> bool {
+        true
+    }
+
+    /// What was left, once it is committed, to whoever drives the message.
+    fn came(&self, _: Self::Left) -> Came {
+        Came::Well
+    }
+
+    /// What it is, where more is to be said than that it handles messages in transactions.
+    fn described(&self, described: Described) -> Described {
+        described
+    }
+}
+
+/// How a message came out of a handler that ended well.
+#[derive(Debug)]
+pub enum Came {
+    /// Handled.
+    Well,
+    /// Not handled: another message with its identity was.
+    Duplicate,
+    /// Not handled: another message with its identity said something else.
+    Conflict {
+        /// That one.
+        first: Seen,
+    },
+    /// Handled, and nothing was to be done.
+    Ended(Ending),
+    /// Given up.
+    Fault(Box<Fault>),
 }
 
 impl<DB, F, T, E> Shape<DB> for OneByOne<F, T, E>
@@ -159,12 +205,14 @@ where
     E: HandlerError + 'static,
 {
     type Error = E;
+    type Left = ();
 
     const TOGETHER: bool = false;
 
-    async fn call(&self, messages: &[Message], conn: &mut DB::Connection) -> Result<(), E> {
+    async fn call(&self, messages: &[Message], conn: &mut DB::Connection, into: &mut Vec<()>) -> Result<(), E> {
         for message in messages {
             (self.handler)(message.clone(), conn).await?;
+            into.push(());
         }
         Ok(())
     }
@@ -177,11 +225,14 @@ where
     E: HandlerError + 'static,
 {
     type Error = E;
+    type Left = ();
 
     const TOGETHER: bool = true;
 
-    async fn call(&self, messages: &[Message], conn: &mut DB::Connection) -> Result<(), E> {
-        (self.handler)(messages, conn).await
+    async fn call(&self, messages: &[Message], conn: &mut DB::Connection, into: &mut Vec<()>) -> Result<(), E> {
+        (self.handler)(messages, conn).await?;
+        into.resize(messages.len(), ());
+        Ok(())
     }
 }
 
@@ -192,27 +243,29 @@ struct Working<'a, S> {
 }
 
 impl<DB: Database, S: Shape<DB>> Work<DB> for Working<'_, S> {
-    type Value = ();
+    type Value = S::Left;
     type Error = S::Error;
 
     fn together(&self) -> bool {
         S::TOGETHER
     }
 
-    async fn run(&self, places: &[usize], conn: &mut DB::Connection, into: &mut Vec<()>) -> Result<(), S::Error> {
+    fn passes(&self, left: &S::Left) -> bool {
+        self.shape.passes(left)
+    }
+
+    async fn run(&self, places: &[usize], conn: &mut DB::Connection, into: &mut Vec<S::Left>) -> Result<(), S::Error> {
         let in_a_row = places.windows(2).all(|pair| matches!(pair, [a, b] if a + 1 == *b));
         match (places.first(), in_a_row) {
             (Some(first), true) => {
                 let messages = self.messages.get(*first..first + places.len()).unwrap_or_default();
-                self.shape.call(messages, conn).await?;
+                self.shape.call(messages, conn, into).await
             }
             _ => {
                 let messages: Vec<Message> = places.iter().filter_map(|at| self.messages.get(*at).cloned()).collect();
-                self.shape.call(&messages, conn).await?;
+                self.shape.call(&messages, conn, into).await
             }
         }
-        into.extend(places.iter().map(|_| ()));
-        Ok(())
     }
 }
 
@@ -269,9 +322,10 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> InTransaction<DB, S> {
             kept.push(own);
         }
         let work = Working { shape: &self.shape, messages: &messages };
-        let outcomes = match items.is_empty() {
-            true => Vec::new(),
-            false => {
+        let outcomes = match (items.is_empty(), self.shape.ready(items.len()).await) {
+            (true, _) => Vec::new(),
+            (false, Err(error)) => items.iter().map(|_| Outcome::Unknown(error.clone())).collect(),
+            (false, Ok(())) => {
                 let retry = self.retry.get().copied().unwrap_or_else(|| self.core.retry());
                 self.core.run(&items, &work, Rules { bury: false, retry }).await
             }
@@ -283,6 +337,13 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> InTransaction<DB, S> {
             None => outcomes.next().map_or(Ended::NotBegun, |outcome| match outcome {
                 // Passed, as the policy for such numbers says; conflicts have one of their own.
                 Outcome::Known(Known::TooOld) if self.core.skips_too_old() => Ended::Finished(Ending::Conflict),
+                Outcome::Handled(left) => match self.shape.came(left) {
+                    Came::Well => Ended::Succeeded(None),
+                    Came::Duplicate => kept.answered(&Known::SameId(None)),
+                    Came::Conflict { first } => kept.answered(&Known::Conflict { first }),
+                    Came::Ended(ending) => Ended::Finished(ending),
+                    Came::Fault(fault) => Ended::Failed(fault),
+                },
                 outcome => ended(kept, outcome),
             }),
         };
@@ -290,7 +351,7 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> InTransaction<DB, S> {
     }
 
     /// Tells whoever watches of partitions that another process has taken.
-    fn hear_of_fences(&self, items: &[Item], outcomes: &[Outcome<(), S::Error>]) {
+    fn hear_of_fences(&self, items: &[Item], outcomes: &[Outcome<S::Left, S::Error>]) {
         let mut last = None;
         for (item, outcome) in items.iter().zip(outcomes) {
             let place = (&*item.origin.topic, item.origin.partition);
@@ -308,9 +369,9 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> InTransaction<DB, S> {
 }
 
 /// What became of a message, as the pump hears it.
-fn ended<E: HandlerError>(kept: &Kept, outcome: Outcome<(), E>) -> Ended {
+fn ended<T, E: HandlerError>(kept: &Kept, outcome: Outcome<T, E>) -> Ended {
     match outcome {
-        Outcome::Handled(()) => Ended::Succeeded(None),
+        Outcome::Handled(_) => Ended::Succeeded(None),
         Outcome::Known(known) => kept.answered(&known),
         Outcome::Failed(failed) => {
             let mut fault = failed.fault();
@@ -321,7 +382,7 @@ fn ended<E: HandlerError>(kept: &Kept, outcome: Outcome<(), E>) -> Ended {
         Outcome::NotBegun => Ended::NotBegun,
         // Nothing of it was written. The group takes the partition away soon, or has given it anew: until then it waits.
         Outcome::Fenced => Ended::Answered(Answer::InFlight { remaining: FENCED }),
-        Outcome::Unknown(error) => Ended::Unknown(error),
+        Outcome::Unknown(error) => Ended::Unknown(Box::new(error)),
     }
 }
 
@@ -348,7 +409,7 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> Drive for InTransaction<DB, S> {
     }
 
     fn described(&self) -> Option<Described> {
-        Some(self.core.described())
+        Some(self.shape.described(self.core.described()))
     }
 
     fn windows(&self) -> Option<Arc<dyn Windows>> {

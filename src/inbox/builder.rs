@@ -7,10 +7,12 @@ use std::time::Duration;
 use sqlx::Pool;
 
 use super::Inbox;
+use super::accept::{Counters, Ids, Intake, Oversize};
 use super::core::{Core, IDS, Settings};
 use super::schema::{self, Sql};
 use super::tables::{PREFIX, Tables};
 use crate::identity::{Encoder, FingerprintBy, Identify, IdentityConfigError, OnMissing, Scope, position};
+use crate::message::MessageView;
 use crate::store::sql::{Dialect, Fault, LOCK_TIMEOUT};
 use crate::store::{Retention, StoreError};
 use crate::transaction::sealed::Sealed;
@@ -27,6 +29,8 @@ pub struct InboxBuilder<DB: TransactionalDatabase> {
     scope: Option<Result<Scope, IdentityConfigError>>,
     settings: Settings,
     store_patience: Duration,
+    most: usize,
+    trust_offsets: bool,
     prefix: String,
     create_schema: bool,
     accept_unsafe: bool,
@@ -57,9 +61,17 @@ impl<DB: TransactionalDatabase> Inbox<DB> {
                 on_conflict: OnConflict::default(),
                 retention: Retention::default(),
                 patience: LOCK_TIMEOUT,
-                largest: LARGEST,
+                intake: Intake {
+                    largest: LARGEST,
+                    oversize: Oversize::default(),
+                    leave_out: false,
+                    priority: None,
+                    not_before: None,
+                },
             },
             store_patience: Duration::from_secs(10),
+            most: 512,
+            trust_offsets: false,
             prefix: PREFIX.into(),
             create_schema: true,
             accept_unsafe: false,
@@ -103,6 +115,48 @@ impl<DB: TransactionalDatabase> InboxBuilder<DB> {
     /// Sets what happens to a message whose identity was used by one that said something else. Default: [`OnConflict::Stop`].
     pub fn on_conflict(mut self, policy: OnConflict) -> Self {
         self.settings.on_conflict = policy;
+        self
+    }
+
+    /// Sets how large a payload may be that is kept, in bytes, and what happens to larger ones. Default: 1 MiB, [`Oversize::Reject`].
+    pub const fn largest_payload(mut self, bytes: usize, oversize: Oversize) -> Self {
+        self.settings.intake.largest = bytes;
+        self.settings.intake.oversize = oversize;
+        self
+    }
+
+    /// Keeps no payloads: a handler reads them at their messages' positions, for as long as their topics keep them. Their fingerprints are kept.
+    /// Default: payloads are kept.
+    pub const fn leave_out_payloads(mut self) -> Self {
+        self.settings.intake.leave_out = true;
+        self
+    }
+
+    /// Sets which messages are worked first: those for which `priority` is smaller. Default: 0 for all. In the order of keys, that is a word about
+    /// keys: a message never overtakes an earlier one of its own key.
+    pub fn priority(mut self, priority: impl Fn(&dyn MessageView) -> i16 + Send + Sync + 'static) -> Self {
+        self.settings.intake.priority = Some(Box::new(priority));
+        self
+    }
+
+    /// Sets when messages may be worked at the earliest: `due` says so in milliseconds since 1970-01-01 UTC, by the database's clock; `None` for at
+    /// once. Default: at once. In the order of keys, later ones of its key wait behind it.
+    pub fn not_before(mut self, due: impl Fn(&dyn MessageView) -> Option<i64> + Send + Sync + 'static) -> Self {
+        self.settings.intake.not_before = Some(Box::new(due));
+        self
+    }
+
+    /// Sets how many messages are accepted in one transaction at most. Default: 512. 0 counts as 1.
+    pub const fn batch_size(mut self, most: usize) -> Self {
+        self.most = most;
+        self
+    }
+
+    /// Takes every message below a partition's window for the one that was accepted there: for a loop of your own whose topics are never deleted and
+    /// made again under their names. Default: one that cannot be told to be the same is an error,
+    /// [`AcceptError::OtherMessage`](super::AcceptError::OtherMessage).
+    pub const fn trust_offsets(mut self) -> Self {
+        self.trust_offsets = true;
         self
     }
 
@@ -160,9 +214,12 @@ impl<DB: TransactionalDatabase> InboxBuilder<DB> {
         let base = Once::transactional(self.pool.clone())
             .in_scope(scope.clone())
             .identify(position())
+            .on_conflict(self.settings.on_conflict)
+            .batch_size(self.most)
             .lock_timeout(self.settings.patience)
             .store_patience(self.store_patience)
             .with_windows_table(tables.windows().to_string());
+        let base = if self.trust_offsets { base.trust_offsets() } else { base };
         let base = if self.create_schema { base } else { base.without_schema_creation() };
         let base = if self.accept_unsafe { base.accept_unsafe_settings() } else { base };
         let base = base.build().await?.core;
@@ -174,7 +231,16 @@ impl<DB: TransactionalDatabase> InboxBuilder<DB> {
             let text = format!("{problem} {cure}");
             return Err(StoreError::refused(<DB as Sealed>::Dialect::NAME, "find the inbox's tables", text).into());
         }
-        let mut core = Core { pool: self.pool, base, tables, number: 0, scope, settings: self.settings };
+        let mut core = Core {
+            pool: self.pool,
+            base,
+            tables,
+            number: 0,
+            scope,
+            settings: self.settings,
+            drawn: Ids::default(),
+            taken_in: Counters::default(),
+        };
         core.number = core.find().await?;
         tracing::debug!(database = <DB as Sealed>::Dialect::NAME, inbox = core.number, "built");
         Ok(Inbox { core: Arc::new(core) })

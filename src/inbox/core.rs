@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use sqlx::Pool;
 
+use super::accept::{Counters, Ids, Intake};
 use super::tables::Tables;
 use crate::identity::{FingerprintBy, Identify, OnMissing, Scope};
 use crate::store::sql::{Dialect, Fault};
 use crate::store::{Retention, StoreError};
 use crate::transaction::sealed::Sealed;
-use crate::transaction::{self, Committed, Tx};
+use crate::transaction::{self, Committed, Transactional, TransactionalDatabase, Tx};
 use crate::wrapper::OnConflict;
 
 /// How many ids an inbox has: those of inbox n begin at n times this.
@@ -28,8 +29,7 @@ pub(crate) struct Settings {
     pub(crate) retention: Retention,
     /// How long a statement waits for a lock.
     pub(crate) patience: Duration,
-    /// Bytes of the largest payload that is kept.
-    pub(crate) largest: usize,
+    pub(crate) intake: Intake,
 }
 
 /// One inbox. Every room adds its own functions to this.
@@ -42,6 +42,8 @@ pub(crate) struct Core<DB: Sealed> {
     pub(crate) number: i32,
     pub(crate) scope: Scope,
     pub(crate) settings: Settings,
+    pub(crate) drawn: Ids,
+    pub(crate) taken_in: Counters,
 }
 
 impl<DB: Sealed> fmt::Debug for Core<DB> {
@@ -109,5 +111,12 @@ impl<DB: Sealed> Core<DB> {
     /// The database's clock in milliseconds, as an expression.
     pub(crate) fn clock(&self) -> String {
         DB::DIALECT.now(Duration::from_secs(1))
+    }
+}
+
+impl<DB: TransactionalDatabase> Core<DB> {
+    /// The windows of the partitions that messages are accepted from.
+    pub(crate) fn windows(&self) -> Transactional<DB> {
+        Transactional { core: Arc::clone(&self.base) }
     }
 }

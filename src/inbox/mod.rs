@@ -44,6 +44,9 @@ mod worker;
 use std::fmt;
 use std::sync::Arc;
 
+pub use accept::{AcceptBatch, AcceptCounts, AcceptError, Accepted, Oversize};
+#[cfg(feature = "kafka")]
+pub(crate) use accept::{BringError, Brought, Refusal};
 pub use builder::InboxBuilder;
 pub use message::{Form, Message, MessageId};
 pub use operate::{
@@ -51,6 +54,7 @@ pub use operate::{
     Removed, Replayed, Requeued, Shown, Skipped, States, Switched, What, Which,
 };
 pub use rules::{Class, State};
+pub use worker::{Order, WorkError, WorkSummary, Worker};
 
 use crate::store::Report;
 use crate::store::sql::Dialect;
