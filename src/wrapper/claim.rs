@@ -27,12 +27,18 @@ pub struct Claim {
 }
 
 impl Claim {
-    pub(super) fn held(hold: &Arc<Hold>, slot: u32, attempt: u32, took_over: bool) -> Self {
+    pub(crate) fn held(hold: &Arc<Hold>, slot: u32, attempt: u32, took_over: bool) -> Self {
         let (key, fence) = match hold.slots.get(slot as usize) {
             Some(own) => (own.key, own.token.fence),
             None => (Key::from_bytes([0; 16]), Fence::new(0)),
         };
         Self { key, fence, attempt, slot, took_over, hold: Some(Arc::clone(hold)) }
+    }
+
+    /// What of it is shown in the log, without what holds it.
+    pub(crate) const fn shown(&self) -> Self {
+        let Self { key, fence, attempt, slot, took_over, .. } = *self;
+        Self { key, fence, attempt, slot, took_over, hold: None }
     }
 
     /// A claim that was settled before its handler runs.
@@ -141,7 +147,7 @@ const LOST: u8 = 3;
 const DOUBT: u8 = 4;
 
 /// One claim of a [`Hold`].
-pub(super) struct Slot {
+pub(crate) struct Slot {
     pub(super) key: Key,
     pub(super) token: Token,
     state: AtomicU8,
@@ -149,7 +155,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) const fn new(key: Key, token: Token) -> Self {
+    pub(crate) const fn new(key: Key, token: Token) -> Self {
         Self { key, token, state: AtomicU8::new(HELD), lost: OnceLock::new() }
     }
 
@@ -173,7 +179,7 @@ impl Slot {
     }
 
     /// Notes a loss; `true` if a handler ran that did not know.
-    pub(super) fn lose(&self, surely: bool) -> bool {
+    pub(crate) fn lose(&self, surely: bool) -> bool {
         let to = if surely { LOST } else { DOUBT };
         let told = self.state.compare_exchange(HELD, to, Ordering::SeqCst, Ordering::Relaxed).is_ok();
         if !told && surely {
@@ -191,8 +197,8 @@ impl Slot {
 }
 
 /// The claims that one call to the store granted. They are renewed together.
-pub(super) struct Hold {
-    pub(super) slots: Vec<Slot>,
+pub(crate) struct Hold {
+    pub(crate) slots: Vec<Slot>,
     /// Slots that are not over.
     live: AtomicU32,
     born: Instant,
@@ -202,7 +208,7 @@ pub(super) struct Hold {
 
 impl Hold {
     /// Claims granted by a call that was sent at `sent`.
-    pub(super) fn new(slots: Vec<Slot>, sent: Instant, lease: Duration) -> Arc<Self> {
+    pub(crate) fn new(slots: Vec<Slot>, sent: Instant, lease: Duration) -> Arc<Self> {
         let live = AtomicU32::new(u32::try_from(slots.len()).unwrap_or(u32::MAX));
         let hold = Self { slots, live, born: sent, until: AtomicU64::new(0) };
         hold.renewed(sent, lease);
@@ -210,18 +216,18 @@ impl Hold {
     }
 
     /// Notes that a call sent at `sent` prolonged the lease.
-    pub(super) fn renewed(&self, sent: Instant, lease: Duration) {
+    pub(crate) fn renewed(&self, sent: Instant, lease: Duration) {
         let until = sent.saturating_duration_since(self.born).saturating_add(lease);
         self.until.fetch_max(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
     /// For how long the lease surely lasts.
-    pub(super) fn remaining(&self) -> Duration {
+    pub(crate) fn remaining(&self) -> Duration {
         Duration::from_nanos(self.until.load(Ordering::SeqCst)).saturating_sub(self.born.elapsed())
     }
 
     /// Ends the renewal of a slot.
-    pub(super) fn over(&self, slot: u32) {
+    pub(crate) fn over(&self, slot: u32) {
         if let Some(slot) = self.slots.get(slot as usize) {
             slot.state.store(OVER, Ordering::SeqCst);
             self.live.fetch_sub(1, Ordering::Relaxed);

@@ -44,6 +44,8 @@ pub(crate) use batch::commits;
 pub(crate) use builder::judge;
 pub use builder::{BuildError, Findings, MIN_LEASE, Mode, OnConflict, OnceBuilder};
 pub use claim::Claim;
+#[cfg_attr(not(any(feature = "postgres", feature = "mysql", feature = "sqlite")), allow(unused_imports))]
+pub(crate) use claim::{Hold, Slot};
 pub use class::{ErrorClass, Failure, Fatal, HandlerError, Unavailable};
 #[cfg_attr(not(any(feature = "postgres", feature = "mysql", feature = "sqlite")), allow(unused_imports))]
 pub(crate) use counts::Counters;
