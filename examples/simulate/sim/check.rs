@@ -10,9 +10,12 @@
 //! | `commits` | never backwards, never beyond what was delivered, never by a member that does not own the partition, never for an assignment that is over |
 //! | `order` | with partition or key order, a handler begins only when all before it in its partition or key are through |
 //! | `concurrency` | as many handler calls as allowed, and no message twice at once |
+//! | `states` of the inbox | forward only within a generation, moved by the run that holds them; lost with another one's worker once at most; none purged that is open |
+//! | `order` of the inbox | ids ascend along a lane, whoever accepts; nothing of a key is in two runs, or taken or done before an earlier one of it is through |
 //! | `liveness` | everything drains once the faults stop, and no claim is left (the world itself looks at that) |
 
 mod database;
+mod inbox;
 
 use std::collections::VecDeque;
 
@@ -94,6 +97,8 @@ pub struct Checker {
     lanes: Vec<Vec<VecDeque<u32>>>,
     /// The clock of the store jumps: a lease is over earlier than its holder can know.
     pub leases_jump: bool,
+    /// What was accepted into the inbox, if there is one.
+    pub inbox: Option<inbox::Inboxed>,
     pub effects: u64,
     pub explained: u64,
     pub repeated: u64,
@@ -132,6 +137,7 @@ impl Checker {
             marks: vec![0; plan.logs.len()],
             leases_jump: plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::StoreJump(_) | Fault::Forget)),
             lanes: Self::lanes(plan),
+            inbox: inbox::Inboxed::new(plan),
             effects: 0,
             explained: 0,
             repeated: 0,
@@ -186,6 +192,12 @@ impl Checker {
                 self.committed[at] = offset;
                 let log = &plan.logs[at].messages;
                 self.place[at] = log.partition_point(|message| plan.messages[*message as usize].offset < offset);
+            }
+            What::Inbox { message, run, act } => {
+                return self.inbox.as_mut().map_or(Ok(()), |inbox| inbox.observe(plan, message, run, act));
+            }
+            What::Swept { run, open: true } => {
+                return broken("states", format!("run {run} is swept, and a transaction of its worker has it locked"));
             }
             What::Moved { partition, next } => return self.moved(plan, process, partition, next),
             What::Committed { partition, offset } => return self.committed(plan, process, partition, offset),
@@ -537,8 +549,11 @@ impl Checker {
         Ok(())
     }
 
-    /// Identities that are neither succeeded nor dead.
+    /// Identities, or messages of an inbox, that are neither succeeded nor dead.
     pub fn open(&self, plan: &Plan) -> Vec<usize> {
+        if let Some(inbox) = &self.inbox {
+            return inbox.open();
+        }
         if plan.mode != Mode::Dedup {
             return Vec::new();
         }

@@ -52,6 +52,8 @@ pub struct Server {
     records: Vec<(u32, Option<Record>)>,
     windows: Vec<(usize, WindowRow)>,
     effects: Vec<(u32, u32)>,
+    /// What the inbox knows them by.
+    ids: Vec<i64>,
     /// Messages given up, and those that failed.
     buried: Vec<u32>,
     failed: Vec<u32>,
@@ -150,6 +152,7 @@ impl World {
         for tx in 0..self.txs.len() as u32 {
             self.drop_tx(tx);
         }
+        self.inbox_drop_all();
     }
 
     /// The connection of a transaction is found to be gone.
@@ -339,6 +342,7 @@ impl World {
         match ran {
             Stage::Effect => {
                 server.effects.push(message);
+                server.ids.push(item.id);
                 return;
             }
             Stage::Failed { effect, .. } | Stage::Fatal { effect } => {
@@ -398,6 +402,9 @@ impl World {
         (server.over, server.committed) = (true, true);
         for (message, epoch) in &server.effects {
             self.log(process, What::Effect { message: *message, epoch: *epoch });
+        }
+        for ((message, _), id) in server.effects.iter().zip(&server.ids) {
+            self.inbox_accept(process, *message, *id);
         }
         for message in &server.failed {
             self.log(process, What::Settled { message: *message, recorded: Recorded::Failed });

@@ -68,6 +68,12 @@ impl World {
                 self.kill_database();
             }
             Fault::Forget => self.store.records.fill(None),
+            Fault::WorkerCrash(worker) => self.worker_crashes(worker),
+            Fault::WorkerPause(worker, long) => {
+                if let Some(one) = self.inbox.as_mut().and_then(|inbox| inbox.workers.get_mut(worker)) {
+                    one.paused_until = one.paused_until.max(now + long);
+                }
+            }
             Fault::DownstreamDown(long) => self.downstream_down_until = self.downstream_down_until.max(now + long),
             Fault::BrokerDown(long) => self.broker_down_until = self.broker_down_until.max(now + long),
             Fault::Join(place) => {

@@ -17,6 +17,36 @@ pub enum Ended {
     Aborted,
 }
 
+/// What became of a message of the inbox: committed, or done outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    Accepted {
+        id: i64,
+    },
+    Took {
+        generation: u32,
+    },
+    /// Its effect.
+    Worked,
+    Succeeded,
+    /// Succeeded, after its run was taken over.
+    Late,
+    Failed,
+    /// What its handler needs was down.
+    Unavailable,
+    Released,
+    /// Its run's lease ran out; `blameless`: since a message of that run ended the worker.
+    Lost {
+        dead: bool,
+        blameless: bool,
+    },
+    Dead,
+    /// By the operator, as what follows.
+    Skipped,
+    Reopened,
+    Purged,
+}
+
 /// What a store recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
@@ -140,6 +170,17 @@ pub enum What {
     Moved {
         partition: u32,
         next: i64,
+    },
+    /// Something became of a message of the inbox, by a run or by an operator (0).
+    Inbox {
+        message: u32,
+        run: u32,
+        act: Act,
+    },
+    /// A run whose lease is over was taken over; `open`: a transaction of its worker had it locked.
+    Swept {
+        run: u32,
+        open: bool,
     },
     /// The member found that it was removed from the group.
     Fenced,

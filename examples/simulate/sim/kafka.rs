@@ -355,6 +355,9 @@ impl World {
             self.log(process, What::Assigned { partition: *partition, epoch });
         }
         self.feed(process, Event::Assigned(assigned));
+        if self.flaws.driver == Some(DriverFlaw::IdsBeforeFence) {
+            self.processes[process].ids = self.inbox.as_mut().map(super::inbox::Inbox::draw);
+        }
         if windowed {
             (first..).zip(partitions).for_each(|(epoch, partition)| self.raise(process, *partition as usize, epoch));
         }

@@ -13,6 +13,7 @@
 //!   handlers.rs  its handlers             letters.rs  its dead letters
 //!   transaction.rs  batches in transactions     windows.rs  the windows it holds
 //!   database.rs  the database under them, on the crate's pure record rules and windows
+//!   inbox/       the table that batches are accepted into, its workers and its operator
 //!   history.rs   what happened               check.rs   the invariants
 //!   flaws.rs     bugs to build in            run.rs     seeds, one or many
 //! ```
@@ -25,6 +26,7 @@ pub mod flaws;
 pub mod group;
 pub mod handlers;
 pub mod history;
+pub mod inbox;
 pub mod kafka;
 pub mod letters;
 pub mod plan;

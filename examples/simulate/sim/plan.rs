@@ -10,6 +10,7 @@ use hapax::engine::{Config, Conflicts, OnDead, Order};
 use hapax::identity::{Fingerprint, Key};
 use hapax::record::Origin;
 
+use super::inbox::Settings;
 use super::random::{Random, mix};
 
 /// Microseconds since the world began.
@@ -124,6 +125,9 @@ pub enum Fault {
     Leave(usize),
     /// Partitions are assigned anew although nothing had been revoked.
     Again(usize),
+    /// A worker of the inbox ends at once; stands still.
+    WorkerCrash(usize),
+    WorkerPause(usize, Micros),
 }
 
 /// Chances in ten thousand, each of one call or step.
@@ -162,6 +166,8 @@ pub struct Plan {
     pub seed: u64,
     pub mode: Mode,
     pub memory: Memory,
+    /// What is handled is accepted into an inbox.
+    pub inbox: Option<Settings>,
     /// One handler takes all messages of a transaction.
     pub together: bool,
     /// How long a statement waits for a lock.
@@ -216,7 +222,21 @@ impl Plan {
         // What was added later draws from numbers of its own, so that the other worlds stay as they were.
         let later = &mut Random::new(seed ^ 0x7472_616e_7361_6374);
         let mode = if mode == Mode::Dedup && later.chance(3_500) { Mode::Transaction } else { mode };
+        let own = &mut Random::new(seed ^ 0x696e_626f_7868_6170);
+        let share = match mode {
+            Mode::Plain => 0,
+            Mode::Dedup => 800,
+            Mode::Transaction => 2_500,
+        };
+        let inbox = own.chance(share).then(|| Settings::new(own));
+        let mode = if inbox.is_some() { Mode::Transaction } else { mode };
         let mut config = config(r, mode);
+        if inbox.is_some() {
+            config.step_aside = false;
+            if config.order == Order::Unordered {
+                config.order = own.pick(&[Order::Partition, Order::Key]);
+            }
+        }
         if mode == Mode::Transaction && config.batch.is_none() {
             config.batch = Some(later.pick(&[1, 2, 8, 32]));
         }
@@ -230,6 +250,7 @@ impl Plan {
             seed,
             mode,
             memory: later.pick(&[Memory::Records, Memory::Window, Memory::Both]),
+            inbox,
             together: later.chance(2_000),
             lock_wait: later.pick(&[50 * MS, SECOND]),
             protocol: r.pick(&[Protocol::Eager, Protocol::Cooperative, Protocol::Next]),
@@ -262,9 +283,20 @@ impl Plan {
             plan.weather.aborts = later.pick(&[0, 50, 500]);
         }
         messages(r, &mut plan);
+        if plan.inbox.is_some() {
+            // The table knows identities, and a window each partition.
+            (plan.memory, plan.together) = (Memory::Both, false);
+            if own.chance(2_000) {
+                let one = own.index(plan.messages.len());
+                let identity = plan.messages[one].identity;
+                let same = plan.messages.iter_mut().filter(|other| identity.is_some() && other.identity == identity);
+                same.for_each(|one| one.kind = Kind::Killer);
+            }
+        }
         plan.find_groups();
         if !calm {
             faults(r, &mut plan);
+            plan.worker_faults(own);
             if mode == Mode::Dedup && !plan.config.settle_first && !plan.has_conflicts() && later.chance(1_500) {
                 plan.faults.push((later.below(heal_at), Fault::Forget));
                 plan.faults.sort_by_key(|(at, _)| *at);
@@ -320,7 +352,13 @@ impl Plan {
     /// The settings, on one line.
     pub fn summary(&self) -> String {
         let Self { seed, mode, memory, protocol, config, weather, faults, .. } = self;
-        let mode = if self.is_transactional() { format!("{mode:?} ({memory:?})") } else { format!("{mode:?}") };
+        let mode = if let Some(inbox) = &self.inbox {
+            format!("{inbox:?}")
+        } else if self.is_transactional() {
+            format!("{mode:?} ({memory:?})")
+        } else {
+            format!("{mode:?}")
+        };
         let ms = |micros: Micros| micros / MS;
         format!(
             "seed {seed}: {mode}, {protocol:?}, {} messages in {} partitions, {} of {} members, lease {} ms, session {} ms, poll interval {} ms, drain {} ms, \

@@ -43,6 +43,13 @@ pub struct Outcome {
     pub done: bool,
 }
 
+impl Outcome {
+    /// What is accepted is worked later.
+    pub const fn accepted() -> Self {
+        Self { how: Ended::Succeeded, effect: true, kills: false, done: false }
+    }
+}
+
 /// A handler call: one message, a chain of them, or a batch.
 #[derive(Clone, Debug, Default)]
 pub struct Run {
@@ -151,6 +158,8 @@ pub struct Process {
     /// By partition.
     pub windows: Vec<Option<Standing>>,
     pub gates: Vec<Gate>,
+    /// Ids to give to what it accepts: the next, and the end of the block.
+    pub ids: Option<(i64, i64)>,
     pub kafka: Kafka,
 }
 
@@ -184,6 +193,7 @@ impl Process {
             cache: Vec::new(),
             windows: vec![None; partitions],
             gates: vec![Gate::default(); partitions],
+            ids: None,
             kafka: Kafka {
                 owned: Vec::new(),
                 busy: Busy::Free,

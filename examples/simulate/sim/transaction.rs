@@ -84,6 +84,8 @@ pub struct Item {
     /// The fence that its window had when it was looked at, and attempts that failed by then.
     fence: u64,
     pub failures: u32,
+    /// What the inbox will know it by.
+    pub id: i64,
     /// It is given up, rather than handled.
     pub dead: bool,
     pub stands: Now,
@@ -324,7 +326,12 @@ impl World {
             (Step::Raise, _) => self.raise_later(process, tx),
             (Step::Open, Said::Done) => self.handle(tx),
             (Step::Open, Said::Handled) => self.handled(tx),
-            (Step::Move, Said::Done) => self.send_step(tx, Step::Commit),
+            (Step::Move, Said::Done) => {
+                self.send_step(tx, Step::Commit);
+                if self.flaws.driver == Some(DriverFlaw::OffsetsFirst) {
+                    self.committed_tx(tx);
+                }
+            }
             (Step::Commit, Said::Done) => self.committed_tx(tx),
             (Step::Commit, Said::Lost) => self.doubt(tx),
             (Step::Verify, Said::Done) => self.verified(tx, true),

@@ -123,6 +123,10 @@ impl World {
         offsets.into_iter().for_each(|offset| {
             window.deliver(offset);
         });
+        if !matches!(self.flaws.driver, Some(DriverFlaw::IdsKept | DriverFlaw::IdsBeforeFence)) {
+            // Whoever accepted from this partition before has lower ids: none of them is given out after this.
+            one.ids = None;
+        }
         one.windows[partition] = Some(Standing { epoch, fence: row.fence, window, ready: true });
         self.log(process, What::Raised { partition: partition as u32, epoch, fence: row.fence, next: row.next });
         self.arm_poll(process);

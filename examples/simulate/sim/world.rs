@@ -12,6 +12,7 @@ use super::database::Database;
 use super::flaws::{DriverFlaw, Flaws};
 use super::group::{Group, Response};
 use super::history::{Entry, Violation, What};
+use super::inbox::Inbox;
 use super::kafka::Commit;
 use super::letters::Letters;
 use super::plan::{MS, Micros, Plan, SECOND, Weather};
@@ -56,6 +57,14 @@ pub enum Happening {
     Job(u32),
     Doubt(u32),
     Raise { partition: u32, epoch: u32 },
+    InboxArrives(u32),
+    InboxSaid(u32),
+    InboxDrop(u32),
+    WorkerStart(u32),
+    WorkerGo { worker: u32, serial: u32 },
+    WorkerHandled { worker: u32, serial: u32 },
+    WorkerRenews { worker: u32, serial: u32 },
+    Operate,
     Statement { tx: u32, serial: u32 },
     LockTimeout { tx: u32, serial: u32 },
     DropTx(u32),
@@ -116,6 +125,7 @@ pub struct World {
     pub db: Database,
     pub txs: Vec<Tx>,
     pub jobs: Vec<Job>,
+    pub inbox: Option<Inbox>,
 
     /// Messages produced so far, by partition.
     pub visible: Vec<usize>,
@@ -133,7 +143,9 @@ impl World {
     pub fn new(plan: Plan, flaws: Flaws, verbose: bool) -> Self {
         let mut random = Random::new(plan.seed.wrapping_mul(0x5851_f42d_4c95_7f2d) ^ 0x1405_7b7e_f767_814f);
         let attempts = NonZeroU32::new(plan.config.max_attempts).unwrap_or(NonZeroU32::MIN);
+        let retry_longest = random.pick(&[10 * MS, 300 * MS, 2 * SECOND]);
         Self {
+            inbox: plan.inbox.as_ref().map(|settings| Inbox::new(&plan, settings, retry_longest)),
             flaws,
             now: 0,
             queue: BinaryHeap::with_capacity(512),
@@ -151,7 +163,7 @@ impl World {
             stopped: false,
             crashes: 0,
             crashes_left: 8,
-            retry_longest: random.pick(&[10 * MS, 300 * MS, 2 * SECOND]),
+            retry_longest,
             processes: Vec::new(),
             places: vec![Place::default(); plan.places],
             next_epoch: 0,
@@ -193,6 +205,7 @@ impl World {
         for at in 0..self.plan.faults.len() {
             self.at(self.plan.faults[at].0, Sent::World(0), Happening::Fault(at as u32));
         }
+        self.start_workers();
         self.at(0, Sent::World(0), Happening::Produce);
         self.at(0, Sent::World(0), Happening::Group);
         self.at(self.plan.heal_at, Sent::World(0), Happening::Heal);
@@ -298,6 +311,14 @@ impl World {
             Happening::CallArrives(call) => self.call_arrives(call),
             Happening::LettersArrive(index) => self.letters_arrive(process, index),
             Happening::CommitArrives(index) => self.commit_arrives(process, index),
+            Happening::InboxArrives(call) => self.inbox_arrives(call),
+            Happening::InboxSaid(call) => self.inbox_said(call),
+            Happening::InboxDrop(tx) => self.inbox_drop(tx),
+            Happening::WorkerStart(worker) => self.worker_starts(worker as usize),
+            Happening::WorkerGo { worker, serial } => self.worker_goes(worker as usize, serial),
+            Happening::WorkerHandled { worker, serial } => self.worker_handled(worker as usize, serial),
+            Happening::WorkerRenews { worker, serial } => self.worker_renews(worker as usize, serial),
+            Happening::Operate => self.operate(),
             Happening::Statement { tx, serial } => self.statement(tx, serial),
             Happening::LockTimeout { tx, serial } => self.lock_timeout(tx, serial),
             Happening::DropTx(tx) => self.drop_tx(tx),
@@ -454,7 +475,7 @@ impl World {
             return;
         }
         let lags = self.lags();
-        if lags.iter().any(|lag| *lag > 0) {
+        if lags.iter().any(|lag| *lag > 0) || self.inbox.as_ref().is_some_and(|inbox| !inbox.is_drained()) {
             return;
         }
         self.is_over = true;

@@ -10,7 +10,7 @@ use crate::sim::database::Stage;
 use crate::sim::flaws::DriverFlaw;
 use crate::sim::history::{Ended, What};
 use crate::sim::plan::SECOND;
-use crate::sim::process::NONE;
+use crate::sim::process::{NONE, Outcome};
 use crate::sim::transaction::Said;
 use crate::sim::world::{Happening, Sent};
 
@@ -61,8 +61,9 @@ impl World {
                 begun += 1;
                 let (message, epoch) = (item.message, item.epoch);
                 self.log(process, What::Began { message, epoch, call: number });
-                let mut outcome = self.outcome(message);
-                hangs |= self.random.chance(self.weather.handler_hangs);
+                let accepts = self.plan.inbox.is_some();
+                let mut outcome = if accepts { Outcome::accepted() } else { self.outcome(message) };
+                hangs |= !accepts && self.random.chance(self.weather.handler_hangs);
                 // Where neither record nor window counts, the engine does.
                 let attempt = match stands {
                     Now::New { attempt } if windowed || items[at].key.is_some() => Some(attempt),
@@ -132,6 +133,11 @@ impl World {
                 _ => None,
             };
             if let Some(stage) = stage {
+                if matches!(stage, Stage::Effect) {
+                    let process = self.txs[tx as usize].process;
+                    let id = self.inbox_id(process);
+                    self.txs[tx as usize].items[at].id = id;
+                }
                 self.staged(tx, at, stage);
             }
             self.txs[tx as usize].items[at].unstaged = matches!(stage, Some(Stage::Nothing) | None);
