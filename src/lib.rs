@@ -54,7 +54,8 @@
 //! [`identity`] says what makes two messages the same, [`record`] is one record's life and [`window`] what is remembered of a sequence, as pure
 //! rules, [`store`] keeps records, `Once` wraps handlers, `transaction` lets them share the database's transactions, `consumer` is the rdkafka side with [`frontier`] deciding what may be committed.
 
-#![forbid(unsafe_code)]
+#![cfg_attr(not(test), forbid(unsafe_code))]
+#![cfg_attr(test, deny(unsafe_code))]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -62,6 +63,14 @@
 /// Tests in here share helpers with those in `tests/`.
 #[cfg(test)]
 extern crate self as hapax;
+#[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[path = "../tests/transaction/base.rs"]
+#[allow(dead_code, unused_imports, unreachable_pub, missing_docs, missing_debug_implementations)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod base;
+#[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 #[cfg(feature = "kafka")]
 pub mod consumer;

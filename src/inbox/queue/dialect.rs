@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use sqlx::Pool;
 
 use super::listen::Listener;
-use crate::inbox::message::{Content, Form, Headers, MessageId};
+use crate::inbox::message::Content;
 use crate::inbox::tables::Tables;
 use crate::store::sql::Conn;
 use crate::transaction::Transact;
@@ -30,44 +30,6 @@ pub(crate) struct RunRow {
 
 /// The columns of [`RunRow`].
 pub(crate) const RUN: &str = "run, began, ended, mark, owner, taken, done";
-
-/// A message's wide row.
-#[derive(Clone, Debug)]
-pub(crate) struct Wide {
-    pub(crate) id: i64,
-    pub(crate) topic: String,
-    pub(crate) partition: i32,
-    pub(crate) offset: i64,
-    pub(crate) stamp: Option<i64>,
-    pub(crate) accepted: i64,
-    pub(crate) form: i16,
-    pub(crate) key: Option<Vec<u8>>,
-    pub(crate) headers: Option<Vec<u8>>,
-    pub(crate) payload: Option<Vec<u8>>,
-}
-
-/// The columns of [`Wide`].
-pub(crate) const WIDE: &str = "id, topic, part, log_offset, stamp, accepted, form, record_key, headers, payload";
-
-impl Wide {
-    /// `None` if it is not what this crate writes.
-    pub(crate) fn content(self, generation: u32, attempt: u32) -> Option<Content> {
-        Some(Content {
-            id: MessageId(self.id),
-            generation,
-            attempt,
-            topic: self.topic.into(),
-            partition: self.partition,
-            offset: self.offset,
-            timestamp: self.stamp,
-            accepted: self.accepted,
-            form: Form::of(self.form)?,
-            key: self.key.map(Into::into),
-            payload: self.payload.map(Into::into),
-            headers: Headers::unpack(self.headers)?,
-        })
-    }
-}
 
 /// Statements, and how they are run. All run inside a transaction.
 pub(crate) trait Sql: Transact {
@@ -140,13 +102,13 @@ pub(crate) trait Sql: Transact {
         text: String,
     ) -> impl Future<Output = Result<Vec<RunRow>, sqlx::Error>> + Send;
 
-    /// Reads messages, in any order.
+    /// Reads messages, in any order. Their attempt is still to be said.
     fn read_wide(
         &self,
         conn: &mut Conn<Self>,
         tables: &Tables,
         ids: &[i64],
-    ) -> impl Future<Output = Result<Vec<Wide>, sqlx::Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<Content>, sqlx::Error>> + Send;
 
     /// Reads id, generation and payload.
     fn read_edited(
@@ -219,26 +181,7 @@ macro_rules! asked {
     };
 }
 
-/// Reads the columns [`WIDE`].
-macro_rules! wide_row {
-    ($row:expr) => {{
-        let row = $row;
-        Ok($crate::inbox::queue::dialect::Wide {
-            id: row.try_get_unchecked(0)?,
-            topic: row.try_get_unchecked(1)?,
-            partition: row.try_get_unchecked(2)?,
-            offset: row.try_get_unchecked(3)?,
-            stamp: row.try_get_unchecked(4)?,
-            accepted: row.try_get_unchecked(5)?,
-            form: row.try_get_unchecked(6)?,
-            key: row.try_get_unchecked(7)?,
-            headers: row.try_get_unchecked(8)?,
-            payload: row.try_get_unchecked(9)?,
-        })
-    }};
-}
-
-pub(super) use {asked, wide_row};
+pub(super) use asked;
 
 /// As digits.
 pub(super) fn hex(bytes: &[u8]) -> String {

@@ -34,7 +34,7 @@ mod types;
 
 pub(crate) use dialect::Sql;
 pub(crate) use listen::Listener;
-pub(crate) use types::{Ask, End, Ended, How, Run, Swept, Take, Taken, Tally};
+pub(crate) use types::{Ask, End, Ended, How, Run, Swept, Take, Taken};
 
 use self::dialect::{RUN, RunRow};
 use super::core::Core;
@@ -81,8 +81,11 @@ impl<DB: Sealed> Core<DB> {
     }
 }
 
+#[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod tests;
+
 #[cfg(test)]
-mod tests {
+mod unit {
     use super::{FAR, behind, capped};
 
     #[test]

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlRow};
-use sqlx::{AssertSqlSafe, Error, Row as _};
+use sqlx::{AssertSqlSafe, Error};
 
-use super::dialect::{Sql, WIDE, Wide, among, asked, hex, numbers, wide_row};
+use super::dialect::{Sql, among, asked, hex, numbers};
+use crate::inbox::message::{COLUMNS, Content};
 use crate::inbox::tables::Tables;
 use crate::store::mysql::Mysql;
 
@@ -75,10 +76,10 @@ impl Sql for Mysql {
 
     asked!(MySqlConnection, MySqlRow);
 
-    async fn read_wide(&self, conn: &mut MySqlConnection, tables: &Tables, ids: &[i64]) -> Result<Vec<Wide>, Error> {
-        let mut text = format!("SELECT {WIDE} FROM {} WHERE ", tables.messages);
+    async fn read_wide(&self, conn: &mut MySqlConnection, tables: &Tables, ids: &[i64]) -> Result<Vec<Content>, Error> {
+        let mut text = format!("SELECT {COLUMNS} FROM {} WHERE ", tables.messages);
         among(&mut text, ids);
         let rows = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(conn).await?;
-        rows.iter().map(|row| wide_row!(row)).collect()
+        rows.iter().map(|row| Content::read(row, 0, 0)).collect()
     }
 }

@@ -1,10 +1,11 @@
 //! The queue in PostgreSQL.
 
 use sqlx::postgres::{PgConnection, PgListener, PgRow};
-use sqlx::{AssertSqlSafe, Error, Pool, Row as _};
+use sqlx::{AssertSqlSafe, Error, Pool};
 
-use super::dialect::{Sql, WIDE, Wide, asked, hex, tuples, wide_row};
+use super::dialect::{Sql, asked, hex, tuples};
 use super::listen::Listener;
+use crate::inbox::message::{COLUMNS, Content};
 use crate::inbox::tables::Tables;
 use crate::store::postgres::Postgres;
 
@@ -13,7 +14,8 @@ impl Sql for Postgres {
     // A statement sees what was committed before it began: whoever waited for his turn to take must see what the one before took. And rows are
     // looked up, whatever the statistics say of a table that was empty a moment ago.
     const PRELUDE: &'static str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; \
-        SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; ";
+        SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_bitmapscan = off; \
+        SET LOCAL enable_sort = off; SET LOCAL jit = off; ";
 
     fn quoted_bytes(bytes: &[u8]) -> String {
         format!("decode('{}', 'hex')", hex(bytes))
@@ -39,10 +41,10 @@ impl Sql for Postgres {
 
     asked!(PgConnection, PgRow);
 
-    async fn read_wide(&self, conn: &mut PgConnection, tables: &Tables, ids: &[i64]) -> Result<Vec<Wide>, Error> {
-        let text = format!("SELECT {WIDE} FROM {} WHERE id = ANY ($1::bigint[])", tables.messages);
+    async fn read_wide(&self, conn: &mut PgConnection, tables: &Tables, ids: &[i64]) -> Result<Vec<Content>, Error> {
+        let text = format!("SELECT {COLUMNS} FROM {} WHERE id = ANY ($1::bigint[])", tables.messages);
         let rows = sqlx::query(AssertSqlSafe(text)).bind(ids).fetch_all(conn).await?;
-        rows.iter().map(|row| wide_row!(row)).collect()
+        rows.iter().map(|row| Content::read(row, 0, 0)).collect()
     }
 
     fn notice(channel: &str) -> Option<String> {

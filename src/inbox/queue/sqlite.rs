@@ -1,9 +1,10 @@
 //! The queue in SQLite. One transaction writes at a time: that is lock enough.
 
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{AssertSqlSafe, Error, Row as _};
+use sqlx::{AssertSqlSafe, Error};
 
-use super::dialect::{Sql, WIDE, Wide, among, asked, hex, tuples, wide_row};
+use super::dialect::{Sql, among, asked, hex, tuples};
+use crate::inbox::message::{COLUMNS, Content};
 use crate::inbox::tables::Tables;
 use crate::store::sqlite::Sqlite;
 
@@ -32,10 +33,15 @@ impl Sql for Sqlite {
 
     asked!(SqliteConnection, SqliteRow);
 
-    async fn read_wide(&self, conn: &mut SqliteConnection, tables: &Tables, ids: &[i64]) -> Result<Vec<Wide>, Error> {
-        let mut text = format!("SELECT {WIDE} FROM {} WHERE ", tables.messages);
+    async fn read_wide(
+        &self,
+        conn: &mut SqliteConnection,
+        tables: &Tables,
+        ids: &[i64],
+    ) -> Result<Vec<Content>, Error> {
+        let mut text = format!("SELECT {COLUMNS} FROM {} WHERE ", tables.messages);
         among(&mut text, ids);
         let rows = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(conn).await?;
-        rows.iter().map(|row| wide_row!(row)).collect()
+        rows.iter().map(|row| Content::read(row, 0, 0)).collect()
     }
 }

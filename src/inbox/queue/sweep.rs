@@ -71,7 +71,7 @@ impl<DB: Sealed> Core<DB> {
             skip => skip,
         };
         let text = format!(
-            "{}SELECT {RUN} FROM {} WHERE inbox = {} AND ended IS NULL AND lease < {} ORDER BY lease LIMIT 1{skip}",
+            "{}SELECT {RUN} FROM {} WHERE inbox = {} AND ended IS NULL AND lease < {} LIMIT 1{skip}",
             <DB::Dialect as Sql>::PRELUDE,
             self.tables.runs,
             self.number,

@@ -11,7 +11,7 @@ use super::list::{self, Entry};
 use super::types::{Ask, Run, Take, Taken};
 use super::{AGAIN, FAR, broken, capped};
 use crate::inbox::core::Core;
-use crate::inbox::message::{Form, Message};
+use crate::inbox::message::{Content, Form, Message};
 use crate::inbox::rules::{self, BUSY, Candidate};
 use crate::level::Level;
 use crate::record::{Millis, millis};
@@ -287,7 +287,7 @@ impl<DB: Sealed> Core<DB> {
         let mut ids: Vec<i64> = rows.iter().map(|free| free.place.id).collect();
         ids.sort_unstable();
         let wide = DB::DIALECT.read_wide(conn, &self.tables, &ids).await.map_err(|error| Self::fault(&error))?;
-        let mut wide: HashMap<i64, _> = wide.into_iter().map(|wide| (wide.id, wide)).collect();
+        let mut wide: HashMap<i64, _> = wide.into_iter().map(|wide| (wide.id.0, wide)).collect();
         let again: Vec<i64> = rows.iter().filter(|free| free.generation > 1).map(|free| free.place.id).collect();
         if !again.is_empty() {
             // What an operator put in the place of a payload holds from its generation on.
@@ -303,13 +303,14 @@ impl<DB: Sealed> Core<DB> {
                 if let (Some(wide), Some(of)) = (wide.get_mut(&id), of)
                     && generation <= i64::from(of.generation)
                 {
-                    (wide.payload, wide.form) = (payload, Form::Edited.number());
+                    (wide.payload, wide.form) = (payload.map(Into::into), Form::Edited);
                 }
             }
         }
         let message = |free: &Free| {
             let attempt = free.attempts.saturating_add(1);
-            let content = wide.remove(&free.place.id)?.content(free.generation, attempt)?;
+            let content = wide.remove(&free.place.id)?;
+            let content = Content { generation: free.generation, attempt, ..content };
             Some(Taken {
                 id: free.place.id,
                 lane: free.lane,

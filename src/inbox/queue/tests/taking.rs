@@ -1,0 +1,158 @@
+//! Who gets what.
+
+use std::time::Duration;
+
+use super::{Ask, End, Ground, How, READY, Row, all, ask, by_key, failed};
+use crate::base::everywhere;
+use crate::level::Level;
+
+everywhere! {
+/// Fails where the mark is not conditional on nobody holding the row.
+async fn two_takers_never_get_one_message<DB>() {
+    let ground = Ground::<DB>::new().await;
+    ground.seed(0, &[READY; 300]).await;
+    let takers = (0..4).map(|_| async {
+        while let Some(run) = ground.take(7).await.run {
+            assert!(run.taken.iter().all(|taken| taken.attempt == 1 && taken.generation == 1));
+            ground.succeed(&run).await;
+        }
+    });
+    futures_util::future::join_all(takers).await;
+    ground.all_done(300).await;
+}
+}
+
+everywhere! {
+async fn attempts_count_before_a_handler_runs<DB>() {
+    let ground = Ground::<DB>::new().await;
+    ground.seed(0, &[READY; 3]).await;
+    let run = ground.run_of(&ask(2)).await;
+    // Nothing but the take has happened.
+    assert_eq!(ground.count("_open", &format!("run = {} AND attempts = 1", run.number)).await, 2);
+    assert_eq!(ground.count("_open", "run = 0 AND attempts = 0").await, 1);
+    assert_eq!(ground.count("_runs", &format!("run = {} AND ended IS NULL AND messages = 2", run.number)).await, 1);
+    let message = &run.taken[1].message;
+    assert_eq!((message.topic(), message.partition(), message.offset()), ("orders", 3, 1));
+    assert_eq!(message.payload(), Some(&b"payload 1"[..]));
+    assert_eq!((message.attempt(), message.generation(), message.id().0), (1, 1, run.taken[1].id));
+    let tally = ground.core().tally().await.unwrap();
+    assert_eq!((tally.received, tally.processing, tally.failed, tally.dead), (1, 2, 0, 0));
+}
+}
+
+everywhere! {
+async fn the_urgent_and_the_due_come_first<DB>() {
+    let ground = Ground::<DB>::new().await;
+    let now = DB::number(&mut ground.world.session().await, &format!("SELECT {}", ground.core().clock())).await.unwrap();
+    let waits = |turn, priority| Row { lot: 1, turn, priority, ..READY };
+    ground.seed(0, &[
+        Row { turn: 5, priority: 5, ..READY },
+        Row { turn: 1, priority: 1, ..READY },
+        Row { turn: 5, priority: 5, ..READY },
+        waits(now - 1000, 0),
+        waits(now + 3_600_000, 0),
+    ]).await;
+    let run = ground.run_of(&ask(10)).await;
+    let order: Vec<i64> = run.taken.iter().map(|taken| taken.id - ground.id(0)).collect();
+    assert_eq!(order, [3, 1, 0, 2]);
+    // The one that waits for a time is not there, and it is known when to look again.
+    let take = ground.take(10).await;
+    assert!(take.run.is_none() && !take.paused);
+    let due_in = take.due_in.unwrap();
+    assert!(due_in > Duration::from_secs(3000) && due_in <= Duration::from_secs(3600), "{due_in:?}");
+    assert!(ground.core().next_due().await.unwrap().unwrap() <= due_in);
+}
+}
+
+everywhere! {
+async fn a_paused_inbox_gives_nothing<DB>() {
+    let ground = Ground::<DB>::new().await;
+    ground.seed(0, &[READY]).await;
+    for (paused, wanted) in [(1, 0), (0, 1)] {
+        ground.run(&format!("UPDATE {} SET paused = {paused}", ground.core().tables.handlers)).await;
+        for ask in [ask(5), by_key(5)] {
+            let take = ground.core().take(&ask).await.unwrap();
+            assert_eq!((take.run.is_some(), take.paused), (wanted == 1, paused == 1));
+            if let Some(run) = take.run {
+                ground.handle(&run, &all(&run, How::Released)).await.unwrap();
+            }
+        }
+    }
+    // What was given back has burnt nothing.
+    assert_eq!(ground.count("_open", "run = 0 AND attempts = 0 AND lot = 0").await, 1);
+}
+}
+
+everywhere! {
+async fn what_is_to_be_alone_is<DB>() {
+    let ground = Ground::<DB>::new().await;
+    ground.seed(0, &[READY; 4]).await;
+    ground.run(&format!("UPDATE {} SET alone = 1 WHERE id = {}", ground.core().tables.open, ground.id(1))).await;
+    let mut sizes = Vec::new();
+    while let Some(run) = ground.take(10).await.run {
+        sizes.push((run.taken.len(), run.taken[0].alone));
+        ground.succeed(&run).await;
+    }
+    assert_eq!(sizes, [(3, false), (1, true)]);
+    ground.all_done(4).await;
+}
+}
+
+everywhere! {
+/// An operator's payload holds from its generation on.
+async fn an_edited_payload_is_handed_out<DB>() {
+    let ground = Ground::<DB>::new().await;
+    ground.seed(0, &[READY; 2]).await;
+    let tables = &ground.core().tables;
+    ground.run(&format!("UPDATE {} SET generation = 3 WHERE id = {}", tables.open, ground.id(0))).await;
+    for (generation, payload) in [(2, "61"), (3, "62"), (4, "63")] {
+        let hex = match DB::KIND {
+            "postgres" => format!("'\\x{payload}'::bytea"),
+            _ => format!("x'{payload}'"),
+        };
+        ground.run(&format!(
+            "INSERT INTO {} (id, time, inbox, generation, who, why, payload) VALUES ({}, 1, {}, {generation}, 'ada', '', {hex})",
+            tables.edits, ground.id(0), ground.core().number
+        )).await;
+    }
+    let run = ground.run_of(&ask(10)).await;
+    assert_eq!(run.taken[0].message.payload(), Some(&b"b"[..]));
+    assert_eq!(run.taken[0].message.generation(), 3);
+    assert_eq!(run.taken[0].message.form(), crate::inbox::Form::Edited);
+    assert_eq!(run.taken[1].message.payload(), Some(&b"payload 1"[..]));
+}
+}
+
+everywhere! {
+/// Takers at level L1, each message in a run of its own, some failing: each succeeds once.
+async fn failing_ones_come_back<DB>() {
+    let ground = Ground::<DB>::new().await;
+    ground.seed(0, &[READY; 60]).await;
+    let takers = (0..3).map(|_| async {
+        loop {
+            let take = ground.core().take(&Ask { level: Level::L1, ..ask(8) }).await.unwrap();
+            let Some(run) = take.run else {
+                if take.due_in.is_none() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                continue;
+            };
+            let ends: Vec<End> = (0..run.taken.len())
+                .map(|at| {
+                    let fails = run.taken[at].id % 3 == 0 && run.taken[at].attempt < 3;
+                    End { at, how: if fails { failed(Duration::from_millis(1)) } else { How::Succeeded } }
+                })
+                .collect();
+            ground.handle(&run, &ends).await.unwrap();
+        }
+    });
+    futures_util::future::join_all(takers).await;
+    // Somebody may have stopped while another had the last ones in hand: they are done by now.
+    while let Some(run) = ground.take(60).await.run {
+        ground.succeed(&run).await;
+    }
+    ground.all_done(60).await;
+    assert_eq!(ground.count("_attempts", "class = 0").await, 40);
+}
+}
