@@ -1,15 +1,20 @@
-//! The judges of `scripts/faults` and of `examples/transfer`: what they must find, and what they must let pass. A run that ends well shows
+//! The judges of `scripts/faults`, of `examples/transfer` and of `examples/inbox`: what they must find, and what they must let pass. A run that ends well shows
 //! nothing about that.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../examples/inbox/judge.rs"]
+mod inbox;
 #[path = "../examples/faults/judge.rs"]
 #[allow(dead_code)]
 mod judge;
-/// What the other judge judges.
+/// What the other judges judge.
 #[path = "../examples/transfer/money.rs"]
 #[allow(dead_code)]
 mod money;
+#[path = "../examples/inbox/orders.rs"]
+#[allow(dead_code)]
+mod orders;
 #[path = "../examples/shared/random.rs"]
 #[allow(dead_code)]
 mod random;
@@ -471,5 +476,126 @@ mod transfers {
         assert_eq!(undone(&begun, &bank.ledger, &[1, 2]), (1, 3));
         assert_eq!(undone(&begun, &bank.ledger, &[1]), (0, 3));
         assert_eq!(undone(&begun, &bank.ledger, &[2, 3, 4]), (2, 3));
+    }
+}
+
+mod orders_in_an_inbox {
+    use std::collections::BTreeMap;
+
+    use crate::inbox::{Entry, Standing, Verdict, judge};
+    use crate::orders::{Order, Produced, draw};
+
+    /// Three hundred orders, each with its effect, in order, but for the poison one, which comes last.
+    struct Shop {
+        produced: Produced,
+        ledger: Vec<Entry>,
+        spent: BTreeMap<i64, i64>,
+        inbox: Standing,
+    }
+
+    impl Shop {
+        fn new() -> Self {
+            let (produced, sent) = draw(300, 20, 7);
+            assert!(sent.len() as u64 == 300 + produced.copies && produced.copies > 0);
+            let orders: Vec<Order> = produced.orders.values().cloned().collect();
+            let poison = orders.iter().position(|order| order.id == produced.poison).unwrap();
+            let inbox = Standing { accepted: 300, succeeded: 300, dead: 0 };
+            let mut shop = Self { produced, ledger: Vec::new(), spent: BTreeMap::new(), inbox };
+            for at in (0..orders.len()).filter(|at| *at != poison).chain([poison]) {
+                shop.charge(&orders[at], at as i64, i64::from(orders[at].stumbles) + 1);
+            }
+            shop
+        }
+
+        fn charge(&mut self, order: &Order, offset: i64, attempt: i64) {
+            let nth = self.ledger.len() as i64 + 1;
+            let Order { id, customer, cents, .. } = order.clone();
+            *self.spent.entry(customer).or_default() += cents;
+            self.ledger.push(Entry { nth, id, customer, cents, offset, attempt, worker: 1 });
+        }
+
+        fn verdict(&self) -> Verdict {
+            judge(&self.produced, &self.ledger, &self.spent, self.inbox)
+        }
+
+        /// Two orders of one customer, the earlier one first.
+        fn of_one_customer(&self) -> (usize, usize) {
+            let rows = &self.ledger[..self.ledger.len() - 1];
+            let same =
+                |at: usize| Some((at, at + 1 + rows[at + 1..].iter().position(|b| b.customer == rows[at].customer)?));
+            (0..rows.len()).find_map(same).unwrap()
+        }
+
+        fn is_refused_for(&self, words: &str) {
+            let verdict = self.verdict();
+            assert!(!verdict.is_good() && verdict.wrong.iter().any(|wrong| wrong.contains(words)), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn each_order_once_is_good() {
+        let shop = Shop::new();
+        let verdict = shop.verdict();
+        assert!(verdict.is_good(), "{verdict:?}");
+        let stumbling = shop.produced.orders.values().filter(|order| order.stumbles > 0).count() as u64;
+        assert_eq!((verdict.succeeded, verdict.retried), (300, stumbling));
+        assert!(stumbling > 0);
+    }
+
+    #[test]
+    fn an_order_without_effect_is_lost_and_one_with_two_is_doubled() {
+        let mut shop = Shop::new();
+        let last = shop.ledger.pop().unwrap();
+        *shop.spent.get_mut(&last.customer).unwrap() -= last.cents;
+        assert_eq!((shop.verdict().lost, shop.verdict().is_good()), (1, false));
+        let mut shop = Shop::new();
+        let order = shop.produced.orders[&shop.ledger[5].id].clone();
+        // However late, and at another offset: the accounts agree with the ledger, and the doubled row alone tells.
+        shop.charge(&order, 1_000, 3);
+        let verdict = shop.verdict();
+        assert_eq!((verdict.doubled, verdict.lost, verdict.wrong.len(), verdict.is_good()), (1, 0, 0, false));
+    }
+
+    #[test]
+    fn orders_of_one_customer_have_their_order_and_others_have_none() {
+        let mut shop = Shop::new();
+        let (a, b) = shop.of_one_customer();
+        (shop.ledger[a].nth, shop.ledger[b].nth) = (shop.ledger[b].nth, shop.ledger[a].nth);
+        assert_eq!((shop.verdict().out_of_order, shop.verdict().is_good()), (1, false));
+        // The order in which rows come back says nothing.
+        let mut shop = Shop::new();
+        shop.ledger.reverse();
+        assert!(shop.verdict().is_good());
+    }
+
+    #[test]
+    fn what_nobody_ordered_and_wrong_accounts_are_found() {
+        let mut shop = Shop::new();
+        shop.ledger[3].cents += 1;
+        shop.is_refused_for("no order that was produced");
+        shop.is_refused_for("1 customers' accounts");
+        let mut shop = Shop::new();
+        *shop.spent.values_mut().next().unwrap() -= 1;
+        shop.is_refused_for("1 customers' accounts");
+    }
+
+    #[test]
+    fn an_effect_of_an_attempt_that_had_to_fail_is_found() {
+        let mut shop = Shop::new();
+        let failing = shop.ledger.iter().position(|entry| entry.attempt > 1).unwrap();
+        shop.ledger[failing].attempt = 1;
+        shop.is_refused_for("an attempt that must have failed");
+    }
+
+    #[test]
+    fn the_inbox_must_agree_and_nothing_may_stay_dead() {
+        let inbox = |accepted, succeeded, dead| {
+            let mut shop = Shop::new();
+            shop.inbox = Standing { accepted, succeeded, dead };
+            shop
+        };
+        inbox(301, 300, 0).is_refused_for("301 orders were accepted, and there are 300");
+        inbox(300, 299, 0).is_refused_for("299 orders were succeeded, and there are 300");
+        inbox(300, 300, 1).is_refused_for("1 orders are still dead");
     }
 }

@@ -52,7 +52,7 @@ impl Traffic {
 }
 
 async fn produce(kafka: &Kafka, topic: &str, plan: Plan, stop: &AtomicBool) -> BTreeSet<String> {
-    let Plan { per_second, copies, by_key, seed } = plan;
+    let Plan { per_second, copies, seed, .. } = plan;
     let mut random = Random::new(seed);
     let (started, mut sent) = (Instant::now(), 0);
     let mut produced = BTreeSet::new();

@@ -25,8 +25,11 @@ const FLAGS: &[Flag] = &[
     (
         "memory",
         "KIND",
-        "effect and memory in one transaction of the --effects database (level L2), without a --store: records, window, or both of them",
+        "effect and memory in one transaction of the --effects database (level L2), without a --store: records, window, or both of \
+         them; or inbox: messages are stored there first, and worked later",
     ),
+    ("role", "KIND", "with --memory inbox: accept (Kafka to table) or work (table to effect, by key, without Kafka)"),
+    ("most", "N", "with --role work: messages in one transaction (default: 512)"),
     ("store", "URL", "where hapax remembers otherwise: redis://…, postgres://…, mysql://…, sqlite:PATH, memory:"),
     (
         "identity",
@@ -124,6 +127,8 @@ pub struct Once {
     pub lease: Duration,
     pub retry: Duration,
     pub attempts: u32,
+    /// Messages in one transaction of a worker.
+    pub most: usize,
 }
 
 /// Where hapax remembers.
@@ -131,6 +136,15 @@ pub enum Store {
     Url(String),
     /// In the effects' own transaction.
     Effects(Memory),
+    /// There too, stored first and worked later.
+    Inbox(Role),
+}
+
+/// What this process does for an inbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Accept,
+    Work,
 }
 
 /// What it remembers there.
@@ -198,6 +212,9 @@ pub fn read() -> Result<Option<Args>, String> {
     let Some(given) = Given::read(FLAGS, Some("SERVICE"), std::env::args_os().skip(1))? else { return Ok(None) };
     let instance = given.text("instance-id").map(str::to_owned);
     let member = given.text("member").or(instance.as_deref()).map(str::to_owned);
+    if given.text("role") == Some("work") && given.text("metrics-port").is_some() {
+        return Err("--metrics-port: a worker has no page; leave it out".into());
+    }
     let args = Args {
         kafka: Kafka {
             brokers: brokers(given.needed("brokers", "127.0.0.1:9092")?)?,
@@ -231,6 +248,7 @@ pub fn read() -> Result<Option<Args>, String> {
             lease: given.millis("lease-ms", 1_000)?.unwrap_or(Duration::from_secs(30)),
             retry: given.millis("retry-ms", 0)?.unwrap_or(Duration::from_millis(200)),
             attempts: given.number("attempts", 1, 1_000_000)?.map_or(8, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+            most: given.number("most", 1, 100_000)?.map_or(512, |n| usize::try_from(n).unwrap_or(512)),
         },
         flow: Flow {
             order: given.one_of(
@@ -267,7 +285,12 @@ pub fn read() -> Result<Option<Args>, String> {
 }
 
 fn store(given: &Given) -> Result<Store, String> {
-    let kinds = [("records", Some(Memory::Records)), ("window", Some(Memory::Window)), ("both", Some(Memory::Both))];
+    if given.text("memory") == Some("inbox") {
+        given.needed("role", "work")?;
+        return given.one_of("role", &[("accept", Role::Accept), ("work", Role::Work)], Role::Work).map(Store::Inbox);
+    }
+    let (records, window, both) = (Some(Memory::Records), Some(Memory::Window), Some(Memory::Both));
+    let kinds = [("records", records), ("window", window), ("both", both), ("inbox", None)];
     let Some(memory) = given.one_of("memory", &kinds, None)? else {
         return given.needed("store", "redis://127.0.0.1").map(Store::Url);
     };

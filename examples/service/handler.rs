@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hapax::{Claim, Message};
+use hapax::message::MessageView;
+use hapax::{Claim, Message, inbox};
 
 use crate::args::Work;
 use crate::effects::{Effect, Effects, Table, WorkError};
@@ -32,6 +33,8 @@ impl Handler {
             claim: claim.idempotency_key(),
             fence: i64::try_from(claim.fence().get()).unwrap_or(i64::MAX),
             attempt: i64::from(claim.attempt()),
+            lane: lane(message.key()),
+            offset: message.offset(),
         };
         self.goes_wrong(&effect.id, claim.attempt())?;
         self.half_of_the_delay().await;
@@ -47,8 +50,24 @@ impl Handler {
             self.attempt(&id, true);
             return Err(wrong);
         }
+        self.work_in(message, attempt, transaction).await
+    }
+
+    /// The same with a message out of the inbox, which knows its attempt.
+    pub async fn handle_stored(&self, message: &inbox::Message, transaction: &mut impl Table) -> Result<(), WorkError> {
+        self.goes_wrong(&id(message), message.attempt())?;
+        self.work_in(message, message.attempt(), transaction).await
+    }
+
+    async fn work_in(
+        &self,
+        message: &(impl MessageView + Sync),
+        attempt: u32,
+        transaction: &mut impl Table,
+    ) -> Result<(), WorkError> {
         self.half_of_the_delay().await;
-        let effect = Effect { claim: id.clone(), id, fence: 0, attempt: i64::from(attempt) };
+        let (id, lane, offset) = (id(message), lane(message.key()), message.offset());
+        let effect = Effect { claim: id.clone(), id, fence: 0, attempt: i64::from(attempt), lane, offset };
         transaction.insert(&effect, &self.member).await.map_err(WorkError::Effects)?;
         self.done().await
     }
@@ -91,8 +110,13 @@ impl Handler {
     }
 }
 
+/// The message's key, as text.
+fn lane(key: Option<&[u8]>) -> String {
+    String::from_utf8_lossy(key.unwrap_or_default()).into_owned()
+}
+
 /// The message's own id, or its place where it has none.
-fn id(message: &Message) -> String {
+fn id(message: &impl MessageView) -> String {
     match message.header("message-id") {
         Some(id) => String::from_utf8_lossy(id).into_owned(),
         None => format!("{}/{}/{}", message.topic(), message.partition(), message.offset()),

@@ -11,6 +11,7 @@ mod effects;
 mod flags;
 mod handler;
 mod http;
+mod inbox;
 #[path = "../shared/injection.rs"]
 mod injection;
 mod journal;
@@ -25,10 +26,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hapax::consumer::DeadLetter;
+use hapax::inbox::{WorkError, WorkSummary};
 use hapax::observe::Metrics;
 use hapax::{Claim, Consumer, ConsumerError, Message, Once, Retry, Summary, shutdown_signal};
 
-use args::{Args, Store};
+use args::{Args, Role, Store};
 use effects::Effects;
 use handler::Handler;
 use journal::{Journal, Journaled};
@@ -44,6 +46,19 @@ async fn main() -> ExitCode {
         Err(wrong) => return refused(&wrong),
     };
     let started = Instant::now();
+    if let Store::Inbox(Role::Work) = args.once.store {
+        return match work(args).await {
+            Ok(Ok(summary)) => {
+                println!("DONE {summary} seconds={:.1}", started.elapsed().as_secs_f64());
+                ExitCode::SUCCESS
+            }
+            Ok(Err(error)) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+            Err(wrong) => refused(&wrong),
+        };
+    }
     match run(args).await {
         Ok(Ok(summary)) => {
             println!("{}", done(&summary, started.elapsed()));
@@ -105,6 +120,7 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
             let memory = *memory;
             effects::on!(effects, pool => transaction::run(pool, args, memory, consumer, shutdown).await)
         }
+        Store::Inbox(_) => effects::on!(effects, pool => inbox::accept(pool, args, consumer, shutdown).await),
         Store::Url(url) => {
             let once = once(&args, url, journal).await?;
             tokio::spawn(store::upkeep(once.clone()));
@@ -116,6 +132,14 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
             Ok(consumer.run(each, shutdown).await)
         }
     }
+}
+
+/// What is stored is worked, without Kafka.
+async fn work(args: Args) -> Result<Result<WorkSummary, WorkError>, String> {
+    log::start(args.log.as_deref())?;
+    let shutdown = shutdown_signal();
+    let effects = Effects::open(&args.work.effects).await?;
+    effects::on!(effects, pool => inbox::work(pool, args, shutdown).await)
 }
 
 /// Records in a store, effects elsewhere: levels L0 and L1.

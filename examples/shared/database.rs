@@ -20,11 +20,11 @@ pub enum Database {
 macro_rules! on {
     ($database:expr, $pool:ident => $what:expr) => {
         match $database {
-            Database::Sqlite($pool) => $what,
+            $crate::database::Database::Sqlite($pool) => $what,
             #[cfg(feature = "postgres")]
-            Database::Postgres($pool) => $what,
+            $crate::database::Database::Postgres($pool) => $what,
             #[cfg(feature = "mysql")]
-            Database::Mysql($pool) => $what,
+            $crate::database::Database::Mysql($pool) => $what,
         }
     };
 }

@@ -10,6 +10,7 @@ use crate::lag::{self, Lag};
 use crate::members::{Member, in_words};
 use crate::schedule::{SLOTS, STEADY};
 use crate::support::net;
+use crate::world::Role;
 
 /// How long everything may take to be handled and committed once nothing is harmed any more.
 pub(super) const DRAIN: Duration = Duration::from_secs(180);
@@ -99,8 +100,11 @@ impl Run<'_> {
 
     fn last_one(&mut self, slot: usize) {
         let mut flags = self.flags(slot);
-        let port = net::free_port();
-        flags.extend(["--metrics-port".into(), port.to_string(), "--exit-when-idle".into(), "3".into()]);
+        let (port, has_page) = (net::free_port(), self.subject.role(slot) != Role::Work);
+        flags.extend(["--exit-when-idle".into(), "3".into()]);
+        if has_page {
+            flags.extend(["--metrics-port".into(), port.to_string()]);
+        }
         let files = self.folder.join(format!("last-{slot}.x"));
         let mut member = Member::start(&self.orders.service, &flags, files, port, false);
         self.pids.push((member.pid, slot));
@@ -130,7 +134,7 @@ impl Run<'_> {
             let ended = status.map_or_else(|| "not at all".into(), in_words);
             self.broken.push(format!("the last member was to end by itself, and ended: {ended}: {words}"));
         }
-        if !metrics.contains("hapax_") || !is_running(&health) {
+        if has_page && (!metrics.contains("hapax_") || !is_running(&health)) {
             self.broken.push(format!("the last member told its metrics and health as: {metrics:?}, {health:?}"));
         }
         self.say(&format!("a last member: {words}"));

@@ -20,7 +20,10 @@ impl Run<'_> {
             flags.extend(["--kill-after".into(), effects.to_string()]);
         }
         let port = net::free_port();
-        flags.extend(["--metrics-port".into(), port.to_string()]);
+        // A worker has no page.
+        if self.subject.role(slot) != Role::Work {
+            flags.extend(["--metrics-port".into(), port.to_string()]);
+        }
         let member = Member::start(&self.orders.service, &flags, files, port, abort.is_some());
         let pid = member.pid;
         self.say(&format!("member {slot} ({pid}) starts{}", if abort.is_some() { ", to abort" } else { "" }));
