@@ -7,7 +7,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod accept;
 #[path = "../transaction/base.rs"]
 mod base;
+mod model;
+mod operate;
+mod operate_desk;
+mod operate_look;
+mod operate_many;
+mod retention;
 mod schema;
+mod work;
 mod world;
