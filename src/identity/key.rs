@@ -1,11 +1,12 @@
 //! The two fixed-width values that stores keep of a message.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 macro_rules! fixed_width {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub struct $name([u8; 16]);
 
         impl $name {
@@ -25,6 +26,13 @@ macro_rules! fixed_width {
             #[must_use]
             pub const fn as_bytes(&self) -> &[u8; 16] {
                 &self.0
+            }
+        }
+
+        impl Hash for $name {
+            /// As one number: there is no length to tell apart.
+            fn hash<H: Hasher>(&self, state: &mut H) {
+                state.write_u128(u128::from_ne_bytes(self.0));
             }
         }
 
