@@ -47,6 +47,13 @@ impl Length {
     pub(super) fn of(value: &[u8]) -> Self {
         let mut rest = value.len() as u64;
         let mut bytes = [0; 10];
+        if let Ok(short) = u8::try_from(rest)
+            && short < 0x80
+        {
+            // As most are.
+            bytes[0] = short;
+            return Self { bytes, used: 1 };
+        }
         let mut used = 0;
         for slot in &mut bytes {
             used += 1;
@@ -214,15 +221,21 @@ impl Encoder {
         self.components
     }
 
+    /// The bytes written, if they are an identity.
+    pub(crate) fn encoded(&self) -> Result<&[u8], IdentityError> {
+        if self.components == 0 {
+            return Err(IdentityError::Empty { field: Field::Whole });
+        }
+        Ok(self.bytes.as_slice())
+    }
+
     /// Ends the identity.
     ///
     /// # Errors
     ///
     /// [`IdentityError::Empty`] if nothing was written; not retryable.
     pub fn finish(self) -> Result<Identity, IdentityError> {
-        if self.components == 0 {
-            return Err(IdentityError::Empty { field: Field::Whole });
-        }
+        self.encoded()?;
         Ok(Identity { bytes: self.bytes, components: self.components })
     }
 

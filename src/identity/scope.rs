@@ -13,7 +13,7 @@ use crate::message::MessageView;
 pub const MIN_SECRET_BYTES: usize = 16;
 
 /// Keys up to this size are hashed in one go on the stack; longer ones piece by piece.
-const ON_STACK: usize = 512;
+const ON_STACK: usize = 256;
 
 /// Where identities are unique: consumer group and handler, the topic unless told otherwise, and a tenant if there is one.
 ///
@@ -129,14 +129,19 @@ impl Scope {
     /// The key of an identity found in a message of `topic`.
     #[must_use]
     pub fn key(&self, identity: &Identity, topic: &str) -> Key {
-        if self.across_topics { self.key_of(identity) } else { self.hash(Some(topic), identity) }
+        self.key_of_encoded(identity.encoded(), topic)
+    }
+
+    /// The same for an identity that is not to be kept: nothing is moved.
+    pub(crate) fn key_of_encoded(&self, identity: &[u8], topic: &str) -> Key {
+        self.hash(Some(topic).filter(|_| !self.across_topics), identity)
     }
 
     /// The key of an identity that belongs to no topic: a call, or a message under a scope that spans topics. The two share
     /// keys then.
     #[must_use]
     pub fn key_of(&self, identity: &Identity) -> Key {
-        self.hash(None, identity)
+        self.hash(None, identity.encoded())
     }
 
     /// The fingerprint of a message. Does not depend on group, handler, tenant and topic, only on the secret.
@@ -169,10 +174,10 @@ impl Scope {
     /// itself: keep them out of logs.
     #[must_use]
     pub fn encoded_key(&self, identity: &Identity, topic: &str) -> Vec<u8> {
-        pieces(Some(topic).filter(|_| !self.across_topics), identity, &Length::of(topic.as_bytes())).concat()
+        pieces(Some(topic).filter(|_| !self.across_topics), identity.encoded(), &Length::of(topic.as_bytes())).concat()
     }
 
-    fn hash(&self, topic: Option<&str>, identity: &Identity) -> Key {
+    fn hash(&self, topic: Option<&str>, identity: &[u8]) -> Key {
         let length = Length::of(topic.unwrap_or_default().as_bytes());
         let pieces = pieces(topic, identity, &length);
         let mut stack = [0; ON_STACK];
@@ -211,10 +216,10 @@ impl Scope {
 }
 
 /// Version, topic, identity: one after the other, what a key is the hash of. `length` is the topic's.
-fn pieces<'a>(topic: Option<&'a str>, identity: &'a Identity, length: &'a Length) -> [&'a [u8]; 4] {
+fn pieces<'a>(topic: Option<&'a str>, identity: &'a [u8], length: &'a Length) -> [&'a [u8]; 4] {
     match topic {
-        Some(topic) => [&[tag::VERSION, tag::TOPIC], length.as_bytes(), topic.as_bytes(), identity.encoded()],
-        None => [&[tag::VERSION, tag::NO_TOPIC], &[], &[], identity.encoded()],
+        Some(topic) => [&[tag::VERSION, tag::TOPIC], length.as_bytes(), topic.as_bytes(), identity],
+        None => [&[tag::VERSION, tag::NO_TOPIC], &[], &[], identity],
     }
 }
 

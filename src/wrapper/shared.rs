@@ -16,7 +16,7 @@ use super::keep::Kept;
 use super::registry::Registry;
 use super::renew::Renewal;
 use super::seats::Next;
-use crate::identity::{Identify, Identity, IdentityError, Key, OnMissing, Scope, position};
+use crate::identity::{Encoder, Identify, Identity, IdentityError, Key, OnMissing, Scope, position};
 use crate::message::MessageView;
 use crate::record::{ClaimOutcome, Origin, Owner, Settle, SettleOutcome, Sighting, Terms, Verdict};
 use crate::retry;
@@ -82,21 +82,39 @@ impl Shared {
         z ^ (z >> 31)
     }
 
+    /// The name of a topic, allocated once.
+    pub(super) fn topic(&self, name: &str) -> Arc<str> {
+        self.topics.intern(name)
+    }
+
     /// Where a message stood.
     pub(super) fn origin(&self, message: &dyn MessageView) -> Origin {
-        Origin { topic: self.topics.intern(message.topic()), partition: message.partition(), offset: message.offset() }
+        Origin { topic: self.topic(message.topic()), partition: message.partition(), offset: message.offset() }
     }
 
     /// What a message is to the store, or why it is refused.
     pub(super) fn subject(&self, message: &dyn MessageView) -> Result<Subject, IdentityError> {
-        match self.config.identify.identity(message) {
-            Ok(identity) => {
-                let key = self.scope.key(&identity, message.topic());
+        self.subject_of(message, || self.topic(message.topic()))
+    }
+
+    /// The same; `topic` gives the name of the message's topic, where it is needed.
+    pub(super) fn subject_of(
+        &self,
+        message: &dyn MessageView,
+        topic: impl FnOnce() -> Arc<str>,
+    ) -> Result<Subject, IdentityError> {
+        // The identity is hashed where it was written: several hundred bytes would be moved otherwise.
+        let mut identity = Encoder::new();
+        let key = self.config.identify.identify(message, &mut identity);
+        let key = key.and_then(|()| Ok(self.scope.key_of_encoded(identity.encoded()?, message.topic())));
+        match key {
+            Ok(key) => {
                 if self.config.mode == Mode::AtLeastOnce {
                     return Ok(Subject::Bare { key, anonymous: false });
                 }
                 let fingerprint = self.scope.fingerprint(&self.config.fingerprint, message);
-                Ok(Subject::Known(Sighting { key, fingerprint, origin: self.origin(message) }))
+                let origin = Origin { topic: topic(), partition: message.partition(), offset: message.offset() };
+                Ok(Subject::Known(Sighting { key, fingerprint, origin }))
             }
             Err(error) => {
                 let remembers = self.config.mode != Mode::AtLeastOnce;
