@@ -126,9 +126,11 @@ pub(crate) async fn claim<C: Cells>(
 ) -> Result<Vec<ClaimOutcome>, StoreError> {
     let mut outcomes: Vec<Option<ClaimOutcome>> = vec![None; asks.len()];
     let mut found: Vec<Option<Found>> = vec![None; asks.len()];
-    let fresh = asks.filter(|ask| !ask.read_first);
+    // As a rule all are: then nothing is copied.
+    let some = asks.items().iter().any(|ask| ask.read_first).then(|| asks.filter(|ask| !ask.read_first));
+    let fresh = some.as_ref().unwrap_or(asks);
     if !fresh.is_empty() {
-        let inserted = cells.insert(terms, &fresh).await?;
+        let inserted = cells.insert(terms, fresh).await?;
         let places = asks.items().iter().enumerate().filter(|(_, ask)| !ask.read_first).map(|(place, _)| place);
         for (place, inserted) in places.zip(expect(cells, inserted, fresh.len())?) {
             match inserted {

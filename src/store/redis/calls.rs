@@ -14,13 +14,15 @@ pub(super) struct Calls {
     /// The full key of each command, one after the other; empty for commands without one.
     names: Vec<u8>,
     prefix_len: usize,
+    /// The last time to live, as text: as a rule all commands of a batch have the same.
+    ttl: (Millis, String),
 }
 
 impl Calls {
     pub(super) fn new(prefix: &str, capacity: usize) -> Self {
         let prefix_len = prefix.len();
         let names = Vec::with_capacity(capacity * (prefix_len + 16));
-        Self { pipeline: Pipeline::with_capacity(capacity), names, prefix_len }
+        Self { pipeline: Pipeline::with_capacity(capacity), names, prefix_len, ttl: (0, "0".to_owned()) }
     }
 
     /// Commands without a key.
@@ -66,7 +68,10 @@ impl Calls {
             command.write_arg(flag.as_bytes());
         }
         command.write_arg(b"PX");
-        command.write_arg_fmt(ttl);
+        if self.ttl.0 != ttl {
+            self.ttl = (ttl, ttl.to_string());
+        }
+        command.write_arg(self.ttl.1.as_bytes());
         self.pipeline.add_command(command);
     }
 
