@@ -29,8 +29,8 @@ struct Made {
 impl Made {
     fn new(number: u64, run: u64, keys: Option<u64>) -> Self {
         let mut id = [b'0'; 32];
-        id[..16].copy_from_slice(format!("{run:016x}").as_bytes());
-        id[16..].copy_from_slice(format!("{number:016x}").as_bytes());
+        id[..8].copy_from_slice(&run.to_le_bytes());
+        id[8..16].copy_from_slice(&number.to_le_bytes());
         Self { number, id, key: keys.map(|keys| (number % keys).to_be_bytes()) }
     }
 }
