@@ -1,6 +1,6 @@
 //! What was done is written down, with who and why.
 
-use super::by::{By, given};
+use super::by::By;
 use super::sql::{Row, Sql, Values};
 use crate::inbox::core::Core;
 use crate::inbox::message::MessageId;
@@ -101,13 +101,11 @@ pub struct Act {
     pub who: String,
     /// Why.
     pub why: String,
-    /// The [request's id](By::request), if one was given and is short.
-    pub request: Option<String>,
     /// What came of it, as words for people: `generation=2`, or how many messages.
     pub detail: String,
 }
 
-pub(super) const COLUMNS: &str = "act, what, id, time, who, why, request, detail";
+pub(super) const COLUMNS: &str = "act, what, id, time, who, why, detail";
 
 impl Act {
     pub(super) fn read(mut row: Row) -> Result<Self, Fault> {
@@ -121,7 +119,6 @@ impl Act {
             time: row.int()?,
             who: row.text()?,
             why: row.text()?,
-            request: row.maybe_bytes()?.as_deref().and_then(given),
             detail: row.maybe_bytes()?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default(),
         })
     }
@@ -142,7 +139,7 @@ pub(super) struct New<'a> {
     pub(super) what: What,
     pub(super) id: Option<i64>,
     pub(super) by: &'a By,
-    pub(super) handle: &'a [u8],
+    pub(super) handle: &'a [u8; 16],
     pub(super) now: Millis,
     pub(super) detail: &'a str,
 }
@@ -157,7 +154,7 @@ pub(super) fn random() -> Result<u64, Fault> {
 
 impl<DB: Sealed> Core<DB> {
     /// A call's own id in the table.
-    pub(super) fn handle_of(&self, by: &By, what: What) -> Result<Vec<u8>, StoreError> {
+    pub(super) fn handle_of(&self, by: &By, what: What) -> Result<[u8; 16], StoreError> {
         let two = || Ok([random()?, random()?]);
         two().map(|random| by.handle(random)).map_err(|fault: Fault| fault.error(DB::Dialect::NAME, what.operation()))
     }
@@ -168,7 +165,7 @@ impl<DB: Sealed> Core<DB> {
         tx: &mut Tx<DB>,
         what: What,
         id: Option<i64>,
-        handle: &[u8],
+        handle: &[u8; 16],
         lock: bool,
     ) -> Result<Option<Act>, Fault> {
         let mut values = Values::default();
@@ -195,7 +192,7 @@ impl<DB: Sealed> Core<DB> {
         let who = values.text::<DB::Dialect>(new.by.who());
         let why = values.text::<DB::Dialect>(new.by.why());
         let request = values.bytes::<DB::Dialect>(Some(new.handle));
-        let detail = values.bytes::<DB::Dialect>(Some(new.detail.as_bytes()));
+        let detail = values.text::<DB::Dialect>(new.detail);
         let id = new.id.map_or_else(|| "NULL".into(), |id| id.to_string());
         let tuple = format!(
             "{number}, {}, {id}, {}, {}, {who}, {why}, {request}, {detail}",

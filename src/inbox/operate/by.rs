@@ -6,9 +6,6 @@ use std::fmt;
 const WHO: usize = 255;
 /// Bytes of a reason.
 const WHY: usize = 1024;
-/// Bytes of a request's id that are kept as they are.
-const REQUEST: usize = 200;
-
 /// Who does something to the inbox, and why: kept with what was done, for as long as the tables stand.
 ///
 /// ```
@@ -21,7 +18,7 @@ const REQUEST: usize = 200;
 pub struct By {
     who: String,
     why: String,
-    request: Option<Vec<u8>>,
+    request: Option<[u8; 16]>,
 }
 
 impl By {
@@ -36,16 +33,8 @@ impl By {
     /// no trace, and may be asked again under the same id.
     #[must_use]
     pub fn request(mut self, id: impl AsRef<[u8]>) -> Self {
-        let id = id.as_ref();
-        let mut kept = Vec::with_capacity(id.len().min(REQUEST) + 1);
-        if id.len() <= REQUEST {
-            kept.push(b'=');
-            kept.extend_from_slice(id);
-        } else {
-            kept.push(b'#');
-            kept.extend_from_slice(blake3::hash(id).as_bytes());
-        }
-        self.request = Some(kept);
+        let [low, _] = halves(blake3::derive_key("hapax inbox v1 request", id.as_ref()));
+        self.request = Some(low);
         self
     }
 
@@ -62,19 +51,15 @@ impl By {
     }
 
     /// What the table knows the call by: the caller's id, or one that no other call has, so that a commit whose reply was lost is found again.
-    pub(super) fn handle(&self, random: [u64; 2]) -> Vec<u8> {
-        self.request.clone().unwrap_or_else(|| {
-            let mut own = vec![b'*'];
-            own.extend(random.iter().flat_map(|half| half.to_be_bytes()));
-            own
-        })
+    pub(super) fn handle(&self, random: [u64; 2]) -> [u8; 16] {
+        let [high, low] = random;
+        self.request.unwrap_or_else(|| ((u128::from(high) << 64) | u128::from(low)).to_be_bytes())
     }
 }
 
-/// The caller's id, if the table's is one and is a text.
-pub(super) fn given(handle: &[u8]) -> Option<String> {
-    let (first, rest) = handle.split_first()?;
-    (*first == b'=').then(|| String::from_utf8_lossy(rest).into_owned())
+fn halves(hash: [u8; 32]) -> [[u8; 16]; 2] {
+    let (halves, _) = hash.as_chunks::<16>();
+    [halves.first().copied().unwrap_or_default(), halves.last().copied().unwrap_or_default()]
 }
 
 fn cut(mut text: String, most: usize) -> String {
@@ -89,26 +74,24 @@ impl fmt::Debug for By {
         f.debug_struct("By")
             .field("who", &self.who)
             .field("why", &self.why)
-            .field("request", &self.request.as_deref().map(String::from_utf8_lossy))
+            .field("request", &self.request.is_some())
             .finish()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{By, given};
+    use super::By;
 
     #[test]
     fn requests_are_told_apart() {
-        let by = |id: &[u8]| By::new("ada", "test").request(id).handle([0, 0]);
-        assert_eq!(given(&by(b"a")).as_deref(), Some("a"));
-        assert_eq!(given(&by(&[b'x'; 200])).map(|id| id.len()), Some(200));
-        let (one, two) = (by(&[b'x'; 201]), by(&[b'x'; 202]));
-        assert!(one != two && one.len() == 33 && given(&one).is_none());
+        let by = |id: &str| By::new("ada", "test").request(id).handle([1, 2]);
+        assert_eq!(by("a"), by("a"));
+        assert_ne!(by("a"), by("b"));
+        assert_eq!(by("a"), By::new("bob", "another").request("a").handle([3, 4]));
         let own = |random| By::new("ada", "test").handle(random);
-        assert!(own([1, 2]) != own([1, 3]) && given(&own([1, 2])).is_none());
-        // What a caller gives is never taken for one of ours.
-        assert_ne!(by(&own([1, 2])), own([1, 2]));
+        assert_ne!(own([1, 2]), own([1, 3]));
+        assert_ne!(own([1, 2]), own([2, 2]));
     }
 
     #[test]

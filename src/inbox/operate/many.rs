@@ -73,7 +73,7 @@ struct Job<'a> {
     what: What,
     which: &'a Which,
     by: &'a By,
-    handle: &'a [u8],
+    handle: &'a [u8; 16],
 }
 
 impl<DB: Sealed> Core<DB> {
@@ -233,7 +233,7 @@ impl<DB: Sealed> Core<DB> {
             None => tally.finished = true,
         }
         let mut values = Values::default();
-        let detail = values.bytes::<DB::Dialect>(Some(tally.detail().as_bytes()));
+        let detail = values.text::<DB::Dialect>(&tally.detail());
         let text = format!(
             "UPDATE {} SET detail = {detail} WHERE inbox = {} AND act = {}",
             self.tables.acts, self.number, act.number
@@ -369,7 +369,6 @@ mod tests {
             time: 0,
             who: String::new(),
             why: String::new(),
-            request: None,
             detail: tally.detail(),
         };
         assert_eq!(Tally::of(&act).unwrap(), tally);

@@ -106,7 +106,7 @@ impl<DB: Sealed> Core<DB> {
         }
     }
 
-    async fn deed_once(&self, id: i64, deed: Deed<'_>, by: &By, handle: &[u8]) -> Result<Came, Fault> {
+    async fn deed_once(&self, id: i64, deed: Deed<'_>, by: &By, handle: &[u8; 16]) -> Result<Came, Fault> {
         let mut tx = self.begin().await?;
         let (came, wrote) = self.deed_in(&mut tx, id, deed, by, handle).await?;
         if !wrote {
@@ -132,7 +132,7 @@ impl<DB: Sealed> Core<DB> {
         id: i64,
         deed: Deed<'_>,
         by: &By,
-        handle: &[u8],
+        handle: &[u8; 16],
     ) -> Result<(Came, bool), Fault> {
         let what = deed.what();
         let (now, found) = self.lock(tx, &[id]).await?;
@@ -275,7 +275,7 @@ impl<DB: Sealed> Core<DB> {
         }
     }
 
-    async fn switch_once(&self, pause: bool, what: What, by: &By, handle: &[u8]) -> Result<Switched, Fault> {
+    async fn switch_once(&self, pause: bool, what: What, by: &By, handle: &[u8; 16]) -> Result<Switched, Fault> {
         let mut tx = self.begin().await?;
         let (handlers, inbox, lock) = (&self.tables.handlers, self.number, DB::Dialect::LOCK);
         let text = format!("SELECT paused, {} FROM {handlers} WHERE inbox = {inbox}{lock}", self.clock());
