@@ -36,6 +36,7 @@ impl Claim {
     }
 
     /// What of it is shown in the log, without what holds it.
+    #[cfg(feature = "kafka")]
     pub(crate) const fn shown(&self) -> Self {
         let Self { key, fence, attempt, slot, took_over, .. } = *self;
         Self { key, fence, attempt, slot, took_over, hold: None }
