@@ -21,8 +21,8 @@ impl<DB: TransactionalDatabase> Inbox<DB> {
     /// A message whose identity stands is a duplicate, and passed. One that has no identity, or is too large, or is in conflict, is given up as
     /// [`Consumer`](crate::Consumer) says: to the dead letter, or the consumer stops; unless a policy passes it.
     ///
-    /// Ids ascend along each partition, whoever owns it, if the consumer's order is that of partitions or keys: workers in the order of keys
-    /// go by them.
+    /// Ids ascend along each partition, or along each key of it, as [`Consumer::order`](crate::Consumer::order) says, over all owners of the partition:
+    /// workers in the order of keys go by them.
     ///
     /// # Cancel safety
     ///

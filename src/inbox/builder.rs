@@ -17,7 +17,7 @@ use crate::store::sql::{Dialect, Fault, LOCK_TIMEOUT};
 use crate::store::{Retention, StoreError};
 use crate::transaction::sealed::Sealed;
 use crate::transaction::{Committed, TransactionalDatabase};
-use crate::wrapper::{BuildError, OnConflict, Once};
+use crate::wrapper::{BuildError, OnConflict, Once, judge};
 
 /// Bytes of the largest payload that is kept, unless told otherwise.
 const LARGEST: usize = 1 << 20;
@@ -231,9 +231,13 @@ impl<DB: TransactionalDatabase> InboxBuilder<DB> {
             let text = format!("{problem} {cure}");
             return Err(StoreError::refused(<DB as Sealed>::Dialect::NAME, "find the inbox's tables", text).into());
         }
+        let mut report = base.report.clone();
+        report.extend(schema::examine::<DB>(&self.pool, &tables).await?);
+        judge(&report, self.accept_unsafe)?;
         let mut core = Core {
             pool: self.pool,
             base,
+            report,
             tables,
             number: 0,
             scope,
@@ -272,23 +276,32 @@ impl<DB: Sealed> Core<DB> {
             self.clock(),
         );
         let (group, handler) = (self.scope.group().as_bytes(), self.scope.handler().as_bytes());
-        let found = self
-            .again(OPERATION, async || {
-                let mut tx = self.begin().await?;
-                let fault = |error| Self::fault(&error);
-                let found = DB::DIALECT.numbers(tx.conn()?, find.clone(), &[&key]).await.map_err(fault)?;
-                if let Some(number) = found.first() {
-                    self.rollback(tx).await;
-                    return Ok(*number);
-                }
-                // Two that start at once may choose the same number: one of them is told so, and reads.
-                DB::DIALECT.execute_with(tx.conn()?, insert.clone(), &[&key, group, handler]).await.map_err(fault)?;
-                match self.commit(tx).await {
-                    Committed::Yes => Err(Fault::Contended("an inbox was made, and is to be read.".into())),
-                    Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
-                }
-            })
-            .await?;
+        let mut asking = self.base.asking(OPERATION);
+        let found = loop {
+            match self.found(&find, &insert, [&key, group, handler]).await {
+                Ok(found) => break found,
+                Err(fault) => asking.wait(fault).await?,
+            }
+        };
         i32::try_from(found).map_err(|_| StoreError::corrupt(DB::Dialect::NAME, OPERATION, "its number is too large."))
+    }
+
+    /// The number that stands; an error where it had to be made, and is to be read.
+    async fn found(&self, find: &str, insert: &str, values: [&[u8]; 3]) -> Result<i64, Fault> {
+        let fault = |error| Self::fault(&error);
+        // No transaction is begun where it is there: on SQLite, that would wait for whoever writes.
+        let mut conn = self.pool.acquire().await.map_err(fault)?;
+        let found = DB::DIALECT.numbers(&mut conn, find.to_owned(), &values[..1]).await.map_err(fault)?;
+        drop(conn);
+        if let Some(number) = found.first() {
+            return Ok(*number);
+        }
+        // Two that start at once may choose the same number: one of them is told so, and reads.
+        let mut tx = self.begin().await?;
+        DB::DIALECT.execute_with(tx.conn()?, insert.to_owned(), &values).await.map_err(fault)?;
+        match self.commit(tx).await {
+            Committed::Yes => Err(Fault::Contended("an inbox was made, and is to be read.".into())),
+            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+        }
     }
 }

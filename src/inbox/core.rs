@@ -11,7 +11,7 @@ use super::accept::{Counters, Ids, Intake};
 use super::tables::Tables;
 use crate::identity::{FingerprintBy, Identify, OnMissing, Scope};
 use crate::store::sql::{Dialect, Fault};
-use crate::store::{Retention, StoreError};
+use crate::store::{Report, Retention, StoreError};
 use crate::transaction::sealed::Sealed;
 use crate::transaction::{self, Committed, Transactional, TransactionalDatabase, Tx};
 use crate::wrapper::OnConflict;
@@ -37,6 +37,7 @@ pub(crate) struct Core<DB: Sealed> {
     pub(crate) pool: Pool<DB>,
     /// The transactions: their connections, turns, windows and retries.
     pub(crate) base: Arc<transaction::Core<DB>>,
+    pub(crate) report: Report,
     pub(crate) tables: Tables,
     /// Of this inbox: `inbox` in every table.
     pub(crate) number: i32,

@@ -26,6 +26,9 @@
 #![allow(dead_code, reason = "the rooms are being filled")]
 
 mod accept;
+#[cfg(feature = "simulator")]
+#[doc(hidden)]
+pub mod bare;
 mod builder;
 pub(crate) mod core;
 mod message;
@@ -93,6 +96,6 @@ impl<DB: TransactionalDatabase> Inbox<DB> {
     /// What the start-up check of the database found.
     #[must_use]
     pub fn report(&self) -> &Report {
-        &self.core.base.report
+        &self.core.report
     }
 }

@@ -5,8 +5,8 @@ use std::future::Future;
 use sqlx::{AssertSqlSafe, Pool};
 
 use super::tables::{PREFIX, Tables, VERSIONS};
-use crate::store::StoreError;
-use crate::store::sql::{Conn, Dialect, Engine, Marker, TableName};
+use crate::store::sql::{Conn, Dialect, Engine, Fault, Marker, TableName};
+use crate::store::{Report, StoreError};
 use crate::transaction::sealed::Sealed;
 use crate::transaction::{Transact, sorted};
 
@@ -31,6 +31,13 @@ pub(crate) trait Sql: Transact {
     /// Bytes as text: the placeholder of a value by its number.
     fn text(number: usize) -> String;
 
+    /// Counts indexes over this column of a table alone that let no two rows share it, whatever they hold. The table is named twice: quoted, and by
+    /// its schema and itself.
+    fn unique(quoted: &str, name: &TableName, column: &str) -> String;
+
+    /// Counts columns of this name that hold bytes, and compare them as bytes.
+    fn binary(quoted: &str, name: &TableName, column: &str) -> String;
+
     /// Whole 64-bit numbers: the first column of each row. Values are bytes, in the order of their placeholders.
     fn numbers(
         &self,
@@ -49,7 +56,7 @@ pub(crate) trait Sql: Transact {
 }
 
 macro_rules! schema {
-    ($dialect:ty, $db:ident, $conn:ty, $folder:literal, $index:literal, $big:literal, $text:literal, $unless:expr) => {
+    ($dialect:ty, $db:ident, $conn:ty, $folder:literal, $index:literal, $big:literal, $text:literal, $unless:expr, $unique:expr, $binary:expr) => {
         impl Sql for $dialect {
             const FILES: [&'static str; VERSION as usize] = [
                 include_str!(concat!("../../migrations/", $folder, "/0003_inbox.sql")),
@@ -61,6 +68,16 @@ macro_rules! schema {
 
             fn text(number: usize) -> String {
                 format!($text, number)
+            }
+
+            fn unique(quoted: &str, name: &TableName, column: &str) -> String {
+                let text: fn(&str, &TableName, &str) -> String = $unique;
+                text(quoted, name, column)
+            }
+
+            fn binary(quoted: &str, name: &TableName, column: &str) -> String {
+                let text: fn(&str, &TableName, &str) -> String = $binary;
+                text(quoted, name, column)
             }
 
             async fn numbers(&self, conn: &mut $conn, text: String, values: &[&[u8]]) -> Result<Vec<i64>, sqlx::Error> {
@@ -87,7 +104,16 @@ schema!(
     false,
     "bigint",
     "convert_from(${}, 'UTF8')",
-    ("INSERT", " ON CONFLICT DO NOTHING")
+    ("INSERT", " ON CONFLICT DO NOTHING"),
+    |quoted, _, column| format!(
+        "SELECT count(*) FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+         WHERE i.indrelid = to_regclass('{quoted}') AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL \
+         AND i.indnkeyatts = 1 AND a.attname = '{column}'"
+    ),
+    |quoted, _, column| format!(
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass('{quoted}') AND attname = '{column}' \
+         AND NOT attisdropped AND atttypid = 'bytea'::regtype"
+    )
 );
 #[cfg(feature = "mysql")]
 schema!(
@@ -98,7 +124,19 @@ schema!(
     false,
     "SIGNED",
     "CONVERT(? USING utf8mb4) /* {} */",
-    ("INSERT IGNORE", "")
+    ("INSERT IGNORE", ""),
+    |_, name, column| format!(
+        "SELECT CAST(COUNT(*) AS SIGNED) FROM (SELECT index_name FROM information_schema.statistics WHERE table_schema = {} AND table_name = '{}' \
+         AND non_unique = 0 GROUP BY index_name HAVING COUNT(*) = 1 AND MAX(column_name) = '{column}' AND MAX(sub_part) IS NULL) AS i",
+        name.schema().map_or_else(|| "DATABASE()".to_owned(), |schema| format!("'{schema}'")),
+        name.table(),
+    ),
+    |_, name, column| format!(
+        "SELECT CAST(COUNT(*) AS SIGNED) FROM information_schema.columns WHERE table_schema = {} AND table_name = '{}' \
+         AND column_name = '{column}' AND data_type IN ('binary', 'varbinary')",
+        name.schema().map_or_else(|| "DATABASE()".to_owned(), |schema| format!("'{schema}'")),
+        name.table(),
+    )
 );
 #[cfg(feature = "sqlite")]
 schema!(
@@ -109,7 +147,21 @@ schema!(
     true,
     "INTEGER",
     "CAST(?{} AS TEXT)",
-    ("INSERT", " ON CONFLICT DO NOTHING")
+    ("INSERT", " ON CONFLICT DO NOTHING"),
+    // A rowid table's own number has no index.
+    |_, name, column| format!(
+        "SELECT (SELECT COUNT(*) FROM pragma_index_list('{t}', '{s}') AS l WHERE l.\"unique\" = 1 AND l.partial = 0 \
+         AND (SELECT group_concat(i.name) FROM pragma_index_info(l.name, '{s}') AS i) = '{column}') \
+         + (SELECT COUNT(*) FROM pragma_table_info('{t}', '{s}') AS c WHERE c.pk = 1 AND c.name = '{column}' \
+            AND (SELECT MAX(o.pk) FROM pragma_table_info('{t}', '{s}') AS o) = 1)",
+        t = name.table(),
+        s = name.schema().unwrap_or("main"),
+    ),
+    |_, name, column| format!(
+        "SELECT COUNT(*) FROM pragma_table_info('{}', '{}') WHERE name = '{column}' AND upper(type) = 'BLOB'",
+        name.table(),
+        name.schema().unwrap_or("main"),
+    )
 );
 
 /// A file with the names that are wanted in it.
@@ -195,4 +247,70 @@ pub(crate) async fn version<DB: Sealed>(
     let mut conn = pool.acquire().await.map_err(|error| fault(&error))?;
     let found = DB::DIALECT.numbers(&mut conn, text, &[]).await.map_err(|error| fault(&error))?;
     Ok(found.first().copied())
+}
+
+/// What each table must have: the columns that are read and written.
+const COLUMNS: [(&str, &str); 7] = [
+    ("_handlers", "inbox, next_id, time, paused, scope_key, consumer_group, handler"),
+    (
+        "",
+        "id, lane, log_offset, accepted, stamp, not_before, inbox, part, generation, priority, form, message_key, fingerprint, topic, \
+         record_key, headers, payload",
+    ),
+    ("_open", "id, lane, turn, run, inbox, generation, attempts, lot, priority, alone"),
+    ("_runs", "run, began, lease, ended, low, high, inbox, messages, mark, level, owner, taken, done"),
+    ("_attempts", "id, run, began, ended, inbox, generation, attempt, class, owner, text"),
+    ("_edits", "id, time, inbox, generation, who, why, payload"),
+    ("_acts", "act, id, time, inbox, what, who, why, request, detail"),
+];
+
+/// Columns that no two rows may share, and what happens where two do; all but the ids are digests.
+const UNIQUE: [(&str, &str, &str); 3] = [
+    ("", "message_key", "one message could be accepted twice"),
+    ("", "id", "two messages could have one id"),
+    ("_handlers", "scope_key", "one scope could have two inboxes"),
+];
+
+const REMAKE: &str = "Make the tables with build() or the files in migrations/.";
+
+/// Looks for what is wrong with the tables.
+pub(crate) async fn examine<DB: Sealed>(pool: &Pool<DB>, tables: &Tables) -> Result<Report, StoreError> {
+    const OPERATION: &str = "check the inbox's tables";
+    let fault = |error: &sqlx::Error| sorted::<DB::Dialect>(error);
+    let failed = |fault: Fault| fault.error(DB::Dialect::NAME, OPERATION);
+    let mut report = Report::new();
+    let mut conn = pool.acquire().await.map_err(|error| failed(fault(&error)))?;
+    for (end, columns) in COLUMNS {
+        let name = tables.prefix.with_end(end);
+        let text = format!("SELECT {columns} FROM {} WHERE 1 = 0", name.quoted(DB::Dialect::QUOTE));
+        match DB::DIALECT.execute_with(&mut conn, text, &[]).await.map_err(|error| fault(&error)) {
+            Ok(_) => {}
+            Err(Fault::Refused(said)) => {
+                report.error("columns", format!("the table {name} is not as it should be: {said}"), REMAKE);
+            }
+            Err(fault) => return Err(failed(fault)),
+        }
+    }
+    for (end, column, danger) in UNIQUE {
+        let name = tables.prefix.with_end(end);
+        let quoted = name.quoted(DB::Dialect::QUOTE);
+        let unique = DB::Dialect::unique(&quoted, &name, column);
+        let found = DB::DIALECT.numbers(&mut conn, unique, &[]).await.map_err(|error| failed(fault(&error)))?;
+        if found.first().is_none_or(|count| *count == 0) {
+            let problem = format!("no unique index stands on {column} of {name} alone: {danger}.");
+            report.error("unique_index", problem, REMAKE);
+        }
+        if column == "id" {
+            continue;
+        }
+        let binary = DB::Dialect::binary(&quoted, &name, column);
+        let found = DB::DIALECT.numbers(&mut conn, binary, &[]).await.map_err(|error| failed(fault(&error)))?;
+        if found.first().is_none_or(|count| *count == 0) {
+            let problem = format!(
+                "column {column} of {name} does not hold bytes: digests that differ could be taken for the same."
+            );
+            report.error("columns", problem, REMAKE);
+        }
+    }
+    Ok(report)
 }

@@ -8,6 +8,8 @@
 mod support;
 
 mod accept;
+mod accept_consumer;
+mod accept_faults;
 #[path = "../transaction/base.rs"]
 mod base;
 mod model;

@@ -110,6 +110,13 @@ struct Parcel<'a> {
     at: usize,
 }
 
+impl Parcel<'_> {
+    /// Where it was delivered. What has no position stays in the order of the batch.
+    fn place(&self) -> (&str, i32, i64) {
+        (self.row.topic, self.row.partition, self.row.offset)
+    }
+}
+
 impl<DB: Sealed> Core<DB> {
     /// Takes these messages in, inside a transaction, and says of each what became of it. [`ready`](Core::ready) must have been called for them.
     pub(crate) async fn bring<M: MessageView>(
@@ -118,17 +125,22 @@ impl<DB: Sealed> Core<DB> {
         conn: &mut Conn<DB::Dialect>,
         into: &mut Vec<Brought>,
     ) -> Result<(), BringError> {
-        let mut ids = self.some_ids(messages.len())?;
+        let ids = self.some_ids(messages.len())?;
         let mut brought: Vec<Option<Brought>> = Vec::with_capacity(messages.len());
         let mut parcels: Vec<Parcel<'_>> = Vec::with_capacity(messages.len());
         for (at, message) in messages.iter().enumerate() {
-            match self.row(message, ids.next().unwrap_or_default()) {
+            match self.row(message) {
                 Ok(row) => {
                     brought.push(None);
                     parcels.push(Parcel { row, at });
                 }
                 Err(refusal) => brought.push(Some(Brought::Refused(refusal))),
             }
+        }
+        // A batch in the order of keys comes key by key: what came first is worked first all the same.
+        parcels.sort_by(|a, b| a.place().cmp(&b.place()));
+        for (parcel, id) in parcels.iter_mut().zip(ids) {
+            parcel.row.id = id;
         }
         // Conflicts that are to be handled all the same go in once more, each under its position.
         let mut rest = self.round(parcels, conn, &mut brought, true).await?;
@@ -222,7 +234,7 @@ impl<DB: Sealed> Core<DB> {
     }
 
     /// A message's row.
-    fn row<'m, M: MessageView>(&self, message: &'m M, id: i64) -> Result<Row<'m>, Refusal> {
+    fn row<'m, M: MessageView>(&self, message: &'m M) -> Result<Row<'m>, Refusal> {
         let (settings, intake) = (&self.settings, &self.settings.intake);
         let topic = message.topic();
         if topic.len() > TOPIC {
@@ -243,7 +255,7 @@ impl<DB: Sealed> Core<DB> {
         };
         let form = if left_out { Form::LeftOut } else { Form::Whole };
         Ok(Row {
-            id,
+            id: 0,
             lane: self.lane(topic, message.key(), message.partition()),
             offset: message.offset(),
             stamp: message.timestamp_ms(),
