@@ -102,15 +102,6 @@ impl Ledger {
         on!(&self.database, pool => sqlx::query(AssertSqlSafe(statement)).execute(pool).await.map(|_| ()))
     }
 
-    /// Effects until now: all, or those of one worker.
-    pub async fn effects(&self, worker: Option<i64>) -> Result<u64, sqlx::Error> {
-        let own = worker.map(|worker| format!(" AND worker = {worker}")).unwrap_or_default();
-        let statement = format!("SELECT count(*) FROM inbox_ledger WHERE run = {}{own}", self.run);
-        let count: i64 =
-            on!(&self.database, pool => sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(pool).await?);
-        Ok(count.unsigned_abs())
-    }
-
     pub async fn spent(&self) -> Result<BTreeMap<i64, i64>, sqlx::Error> {
         let statement = format!("SELECT id, spent FROM inbox_customer WHERE run = {}", self.run);
         let rows: Vec<(i64, i64)> =
