@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use hapax::identity::{Identify, header, position};
 use hapax::message::Parts;
 use hapax::{Once, Transactional};
+use sqlx::pool::PoolConnection;
 use sqlx::{Connection as _, Pool};
+use tokio::sync::Mutex;
 
 use crate::batches::fresh;
 use crate::data::{BATCH, expect};
@@ -70,8 +72,15 @@ pub enum Way {
 
 /// What handles batches.
 pub enum Worker<B: Base> {
-    Ours { once: Transactional<B>, together: bool },
-    Bare { pool: Pool<B>, hand: Hand },
+    Ours {
+        once: Transactional<B>,
+        together: bool,
+    },
+    /// A loop keeps its connection.
+    Bare {
+        conn: Mutex<PoolConnection<B>>,
+        hand: Hand,
+    },
 }
 
 pub async fn transactional<B: Base>(pool: &Pool<B>, kept: Kept) -> Result<Transactional<B>, Failure> {
@@ -90,7 +99,7 @@ impl<B: Base> Worker<B> {
         Ok(match way {
             Way::Together(kept) => Self::Ours { once: transactional(pool, kept).await?, together: true },
             Way::Each(kept) => Self::Ours { once: transactional(pool, kept).await?, together: false },
-            Way::Hand(hand) => Self::Bare { pool: pool.clone(), hand },
+            Way::Hand(hand) => Self::Bare { conn: Mutex::new(pool.acquire().await?), hand },
         })
     }
 
@@ -105,7 +114,7 @@ impl<B: Base> Worker<B> {
                 let handler = async |message: &Parts, tx: &mut B::Connection| B::effect(tx, Row::of(message)).await;
                 handled(&once.handle_batch(batch, handler).await.all_finished())
             }
-            Self::Bare { pool, hand } => Ok(by_hand::<B>(pool, *hand, batch).await?),
+            Self::Bare { conn, hand } => Ok(by_hand::<B>(&mut *conn.lock().await, *hand, batch).await?),
         }
     }
 }
@@ -114,8 +123,7 @@ fn handled(all: &bool) -> Result<(), Failure> {
     if *all { Ok(()) } else { Err("a message was not handled".into()) }
 }
 
-async fn by_hand<B: Base>(pool: &Pool<B>, hand: Hand, batch: &[Parts]) -> sqlx::Result<()> {
-    let mut conn = pool.acquire().await?;
+async fn by_hand<B: Base>(conn: &mut B::Connection, hand: Hand, batch: &[Parts]) -> sqlx::Result<()> {
     let mut tx = conn.begin().await?;
     match hand {
         Hand::Effects => B::effects(&mut tx, &rows(batch)).await?,

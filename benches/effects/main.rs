@@ -13,7 +13,7 @@
 //! | `window` | a batch handler that bulk-inserts its effects, position only | the same bulk inserts without deduplication |
 //! | `records` | the same with a record for each message | bulk inserts of effects and of ids that are unique |
 //! | `window_records` | both | the same |
-//! | `each`, `each_records` | a handler of one message, each under a savepoint, 512 in a transaction; with position, or with records | the same inserts in the same transactions, without deduplication and without savepoints |
+//! | `each`, `each_records` | a handler of one message, 512 in a transaction; with position, or with records (the first messages each under a savepoint) | the same inserts in the same transactions, without deduplication and without savepoints |
 //! | `savepoints` | these inserts by hand, each under a savepoint | without |
 //! | `remembered` | `records` with 20 million identities in the table | with a twentieth of them |
 //! | `hand_written_batch` | the consumer, with records and a batch handler | on the same Kafka, for each poll of 512: one transaction, ids that are unique, effects of those that were new, one asynchronous commit |

@@ -50,15 +50,19 @@ impl<DB: TransactionalDatabase> Transactional<DB> {
     /// all: no effect in that database repeats, and none is lost.
     ///
     /// What is waiting goes into one transaction, [512 messages](crate::transaction::TransactionalBuilder::batch_size) at most, one handler after the other. One that fails is
-    /// rolled back by itself, to a savepoint before it; its attempt is recorded, the later ones of its partition (or key, as
+    /// rolled back by itself; its attempt is recorded, the later ones of its partition (or key, as
     /// [`Consumer::order`](crate::Consumer::order) says) wait behind it, and the others go on and commit. A panic or a time-out
     /// rolls the whole transaction back; the others are run again without it.
+    ///
+    /// Savepoints cost as much as small statements do. So each message has one only until 256 messages in a row went well: then a batch runs
+    /// without, and is run again with savepoints if one of its messages fails. So a handler should fail seldom, or it is slower.
     ///
     /// So a handler may run more than once for one message, with all but one of its runs rolled back. **What it does elsewhere than through
     /// `tx`** (a request, another connection, a file) is not undone, and may happen again: level L2 holds in that database alone.
     ///
     /// A handler must not end the transaction (`COMMIT`, `ROLLBACK`, or what commits by itself, such as MySQL's `CREATE TABLE`): that is noticed, and
-    /// the message is given up. It must return the errors of its statements: one that PostgreSQL refused spoils the transaction. It should not
+    /// the message is given up; so are those that ran without a savepoint in the same transaction. Where there is a window alone, what such a handler
+    /// committed of the messages before it may be handled again: level L2 holds for handlers that leave the transaction alone. It must return the errors of its statements: one that PostgreSQL refused spoils the transaction. It should not
     /// wait for anything slow: the transaction holds its locks meanwhile.
     ///
     /// Attempts are counted by the database when they fail. A handler that takes the process down with it is *not* counted, since nothing is

@@ -142,6 +142,9 @@ impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
     }
 
     /// Sets how long a handler may take: then it is dropped, its connection closed, and the attempt has failed. Default: as long as it likes.
+    ///
+    /// PostgreSQL is told too (`statement_timeout`, for the transaction), so that a statement that nobody waits for any more does not keep its
+    /// locks. MySQL, MariaDB and SQLite end it when they notice that the connection is closed.
     pub fn handler_timeout(mut self, timeout: Duration) -> Self {
         self.handler_timeout = Some(timeout);
         self

@@ -33,9 +33,17 @@ impl<DB: Sealed> Core<DB> {
     pub(crate) async fn bury(&self, items: &[Item]) -> Result<Vec<Buried>, StoreError> {
         let mut buried = Vec::with_capacity(items.len());
         for item in items {
-            buried.push(self.again("give a message up", async || self.bury_one(item).await).await?);
+            buried.push(self.bury_one(item).await.ok());
         }
-        Ok(buried)
+        // One that somebody is handling at this moment keeps none of the others waiting.
+        let mut all = Vec::with_capacity(items.len());
+        for (item, buried) in items.iter().zip(buried) {
+            all.push(match buried {
+                Some(buried) => buried,
+                None => self.again("give a message up", async || self.bury_one(item).await).await?,
+            });
+        }
+        Ok(all)
     }
 
     async fn bury_one(&self, item: &Item) -> Result<Buried, Fault> {

@@ -2,17 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sqlx::Pool;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::dialect::{Row, Source, Transact};
+use super::dialect::{Beginning, Row, Source, Transact};
 use super::link::{Committed, Tx, sorted};
 use super::outcome::{Item, Pinned, Prepared, Spot};
 use super::sealed::Sealed;
+use super::spare::Spares;
 use super::trial::Rules;
 use super::windows::{Held, Notes, Standing, Windows};
 use crate::identity::{Encoder, FingerprintBy, Identify, Identity, IdentityError, OnMissing, Scope, WindowBy};
@@ -25,6 +29,9 @@ use crate::wrapper::{Counters, OnConflict, Topics, pause};
 
 /// How long a statement waits for a lock when it is known that one is held: to find out whose.
 const BRIEF: Duration = Duration::from_millis(50);
+
+/// So many messages in a row have to be handled well before handlers are run without a savepoint for each.
+const TRUST: u32 = 256;
 
 /// What is configured.
 #[derive(Debug)]
@@ -50,7 +57,9 @@ pub(crate) struct Settings {
 }
 
 pub(crate) struct Core<DB: Sealed> {
+    #[allow(dead_code, reason = "for the inbox")]
     pub(crate) pool: Pool<DB>,
+    spares: Spares<DB>,
     /// The store over the same table, for what is not done in a transaction with effects.
     pub(crate) engine: Engine<DB::Dialect>,
     pub(super) settings: Settings,
@@ -63,7 +72,11 @@ pub(crate) struct Core<DB: Sealed> {
     pub(super) texts: [Texts; 2],
     turns: Arc<tokio::sync::Mutex<()>>,
     topics: Topics,
+    /// Messages handled since a handler failed.
+    trust: AtomicU32,
     random: AtomicU64,
+    /// How often partitions were taken.
+    takings: AtomicU64,
 }
 
 impl<DB: Sealed> fmt::Debug for Core<DB> {
@@ -77,6 +90,7 @@ impl<DB: Sealed> Core<DB> {
         let window_by = settings.identify.window();
         let keeps_records = settings.identify.records();
         Self {
+            spares: Spares::new(pool.clone()),
             pool,
             engine,
             settings,
@@ -88,7 +102,9 @@ impl<DB: Sealed> Core<DB> {
             texts: Default::default(),
             turns: Arc::default(),
             topics: Topics::default(),
+            trust: AtomicU32::new(0),
             random: AtomicU64::new(seed),
+            takings: AtomicU64::new(0),
         }
     }
 
@@ -111,7 +127,31 @@ impl<DB: Sealed> Core<DB> {
     }
 
     pub(crate) async fn begin(&self, brief: bool) -> Result<Tx<DB>, Fault> {
-        Tx::begin(&self.pool, &self.turns, self.patience(brief)).await
+        self.begin_as(brief, false).await
+    }
+
+    /// Begins what a handler is run in: under the batch's savepoint.
+    pub(super) async fn begin_guarded(&self, brief: bool) -> Result<Tx<DB>, Fault> {
+        self.begin_as(brief, true).await
+    }
+
+    async fn begin_as(&self, brief: bool, guarded: bool) -> Result<Tx<DB>, Fault> {
+        let longest = if guarded { self.settings.handler_timeout } else { None };
+        let how = Beginning { patience: self.patience(brief), longest, again: false, guarded };
+        Tx::begin(&self.spares, &self.turns, how).await
+    }
+
+    /// Whether handlers have ended well for long enough to be run without a savepoint for each.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.trust.load(Ordering::Relaxed) >= TRUST
+    }
+
+    /// Notes a handler that ended well, or that did not.
+    pub(super) fn trust(&self, well: bool) {
+        match well {
+            true => _ = self.trust.fetch_add(1, Ordering::Relaxed),
+            false => self.trust.store(0, Ordering::Relaxed),
+        }
     }
 
     pub(crate) fn origin(&self, message: &dyn MessageView) -> Origin {
@@ -240,7 +280,7 @@ impl<DB: Sealed> Core<DB> {
     }
 
     /// Takes those partitions that are not held. Ones that were fenced off stay so.
-    pub(super) async fn hold(&self, places: &BTreeSet<(Arc<str>, i32)>) -> Result<(), StoreError> {
+    pub(crate) async fn hold(&self, places: &BTreeSet<(Arc<str>, i32)>) -> Result<(), StoreError> {
         let missing = |places: &BTreeSet<(Arc<str>, i32)>| -> Vec<_> {
             places.iter().filter(|(topic, partition)| self.held.get(topic, *partition).is_none()).cloned().collect()
         };
@@ -265,6 +305,7 @@ impl<DB: Sealed> Core<DB> {
         wanted.sort_unstable();
         wanted.dedup();
         let rows = self.again(OPERATION, async || self.raise(&wanted).await).await?;
+        self.takings.fetch_add(1, Ordering::SeqCst);
         let mut standings = Vec::with_capacity(places.len());
         for ((topic, partition), source) in places.iter().zip(sources) {
             let row = rows.iter().find(|row| row.source == source);
@@ -293,6 +334,11 @@ impl<DB: Sealed> Core<DB> {
             // Raised once more, it is raised for sure.
             Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
         }
+    }
+
+    /// Grows whenever partitions were taken: after their fences were raised, before anything can be handled under the new ones.
+    pub(crate) fn takings(&self) -> u64 {
+        self.takings.load(Ordering::SeqCst)
     }
 
     /// Reading a partition goes on from here.
@@ -378,22 +424,34 @@ impl<DB: Sealed> Asking<'_, DB> {
     }
 }
 
-/// Runs to the end, whatever happens to whoever waits for it.
-pub(crate) async fn finish<T: Send + 'static + Lost>(task: impl Future<Output = T> + Send + 'static) -> T {
-    tokio::spawn(task).await.unwrap_or_else(|_| T::lost())
+/// Runs to the end, whatever happens to whoever waits for it: where it is waited for, or, dropped, in a task of its own.
+pub(crate) async fn finish<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> T {
+    Finishing(Some(Box::pin(task))).await
 }
 
-/// What is known when a task was lost with its runtime.
-pub(crate) trait Lost {
-    fn lost() -> Self;
+type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+struct Finishing<T: Send + 'static>(Option<Task<T>>);
+
+impl<T: Send + 'static> Future for Finishing<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let Some(task) = &mut self.0 else { return Poll::Pending };
+        let polled = task.as_mut().poll(cx);
+        if polled.is_ready() {
+            self.0 = None;
+        }
+        polled
+    }
 }
 
-impl Lost for () {
-    fn lost() -> Self {}
-}
-
-impl Lost for Committed {
-    fn lost() -> Self {
-        Self::Unknown(Fault::Unavailable("the runtime is shutting down.".into()))
+impl<T: Send + 'static> Drop for Finishing<T> {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(async move { drop(task.await) });
+        }
     }
 }

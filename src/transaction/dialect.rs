@@ -70,6 +70,35 @@ pub(crate) struct Shift {
     pub(crate) note: Option<Vec<u8>>,
 }
 
+/// How a transaction begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beginning {
+    /// How long its statements wait for somebody's lock.
+    pub(crate) patience: Duration,
+    /// How long any of its statements may take, where somebody who waits for it gives up then.
+    pub(crate) longest: Option<Duration>,
+    /// The last transaction of this connection began with the same patience, and what was set for it was not put back.
+    pub(crate) again: bool,
+    /// Sets the batch's savepoint too: who finds it set at the end knows that nobody has ended the transaction meanwhile.
+    pub(crate) guarded: bool,
+}
+
+impl Beginning {
+    /// Sets the batch's savepoint, if it is to be set: to be appended to what begins a transaction.
+    pub(super) const fn guard(self) -> &'static str {
+        if self.guarded { "; SAVEPOINT hapax_batch" } else { "" }
+    }
+}
+
+/// Bytes in hexadecimal digits, for a statement's text.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// A dialect that can share a transaction with a handler. All statements are run inside a transaction that [`begin`](Self::begin) began.
 /// Batches of sources are sorted, without repetition, and small: one for each partition in hand.
 pub(crate) trait Transact: Dialect {
@@ -79,12 +108,12 @@ pub(crate) trait Transact: Dialect {
     const ONE_WRITER: bool = false;
 
     /// Begins a transaction on a connection that is in none, through sqlx's transaction manager, so that a handler's own `begin` makes a
-    /// savepoint. None of its statements may wait longer than `patience` (or the shortest time the database knows, if that is
+    /// savepoint. None of its statements may wait longer than its patience (or the shortest time the database knows, if that is
     /// longer) for somebody's lock.
-    fn begin(&self, conn: &mut Conn<Self>, patience: Duration) -> impl Future<Output = Result<(), Error>> + Send;
+    fn begin(&self, conn: &mut Conn<Self>, how: Beginning) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Puts back what [`begin`](Self::begin) set and the end of the transaction did not; called after commit or rollback.
-    /// A connection on which this fails is closed.
+    /// Puts back what [`begin`](Self::begin) set and the end of the transaction did not; called after commit or rollback, once for all
+    /// transactions since. A connection on which this fails is closed.
     fn restore(&self, _conn: &mut Conn<Self>) -> impl Future<Output = Result<(), Error>> + Send {
         async { Ok(()) }
     }
@@ -125,6 +154,27 @@ pub(crate) trait Transact: Dialect {
         table: &TableName,
         shifts: &[Shift],
     ) -> impl Future<Output = Result<u64, Error>> + Send;
+
+    /// Releases the batch's savepoint, and then does what [`shift`](Self::shift) does, in one round trip.
+    fn release_and_shift(
+        &self,
+        conn: &mut Conn<Self>,
+        table: &TableName,
+        shifts: &[Shift],
+    ) -> impl Future<Output = Result<u64, Error>> + Send;
+
+    /// Whether this says that a savepoint could not be released: it was gone, or a statement after it had been refused.
+    fn is_unguarded(&self, error: &Error) -> bool;
+
+    /// Releases the batch's savepoint. An error means that the transaction is over, or that one of its statements was refused.
+    fn release_batch(&self, conn: &mut Conn<Self>) -> impl Future<Output = Result<(), Error>> + Send {
+        self.plain(conn, "RELEASE SAVEPOINT hapax_batch")
+    }
+
+    /// Goes back to the batch's savepoint, which stays set. An error means that the transaction is over.
+    fn back_to_batch(&self, conn: &mut Conn<Self>) -> impl Future<Output = Result<(), Error>> + Send {
+        self.plain(conn, "ROLLBACK TO SAVEPOINT hapax_batch")
+    }
 
     /// The database's clock in milliseconds.
     fn clock(&self) -> String {

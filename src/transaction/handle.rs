@@ -218,22 +218,21 @@ impl<DB: Sealed> Core<DB> {
             let (ready, later): (Vec<Pending>, Vec<Pending>) =
                 pending.into_iter().partition(|pending| self.settings.in_order || pending.due <= now);
             pending = later;
-            let items: Vec<Item> = ready.iter().map(|pending| pending.item.clone()).collect();
-            let places: Vec<usize> = ready.iter().map(|pending| pending.place).collect();
+            let (places, items): (Vec<usize>, Vec<Item>) =
+                ready.into_iter().map(|pending| (pending.place, pending.item)).unzip();
             let ran = run(&items, &places).await;
             let mut stopped = false;
-            for (mut at, outcome) in ready.into_iter().zip(ran) {
+            for ((place, mut item), outcome) in places.into_iter().zip(items).zip(ran) {
                 let failed = matches!(outcome, Outcome::Failed(_));
-                match self.concluded(&at.item, outcome) {
+                match self.concluded(&item, outcome) {
                     Ok(outcome) => {
                         stopped |= self.settings.in_order && !finished(&outcome);
-                        outcomes[at.place] = Some(outcome);
+                        outcomes[place] = Some(outcome);
                     }
                     Err(_) if stopped => {}
                     Err(wait) => {
-                        at.item.attempt += u32::from(failed);
-                        at.due = Instant::now() + wait;
-                        pending.push(at);
+                        item.attempt += u32::from(failed);
+                        pending.push(Pending { place, item, due: Instant::now() + wait });
                     }
                 }
             }
@@ -309,7 +308,7 @@ impl<DB: Sealed> Core<DB> {
     }
 
     /// Whether a message whose offset is finished may be another than the one that was.
-    fn is_other(&self, item: &Item) -> bool {
+    pub(crate) fn is_other(&self, item: &Item) -> bool {
         let Some(Spot::Position) = item.spot else { return false };
         let held = self.held_by(item);
         !self.settings.trust_offsets && held.is_some_and(|held| held.doubts(item.origin.offset, item.stamp))

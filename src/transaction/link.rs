@@ -1,15 +1,13 @@
 //! A connection inside a transaction of ours.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use sqlx::Pool;
-use sqlx::pool::PoolConnection;
 use sqlx_core::transaction::TransactionManager;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::dialect::{Manager, Transact};
+use super::dialect::{Beginning, Manager, Transact};
 use super::sealed::Sealed;
+use super::spare::{Spare, Spares, give_back};
 use crate::store::sql::{Conn, Dialect, Fault};
 
 pub(crate) fn sorted<D: Dialect>(error: &sqlx::Error) -> Fault {
@@ -18,7 +16,8 @@ pub(crate) fn sorted<D: Dialect>(error: &sqlx::Error) -> Fault {
 
 /// An open transaction. Dropped, its connection is closed: none goes back to the pool but after a commit or rollback that ended well.
 pub(crate) struct Tx<DB: Sealed> {
-    conn: Option<PoolConnection<DB>>,
+    conn: Option<Spare<DB>>,
+    spares: Spares<DB>,
     /// The turn to write, where the database has one writer.
     _turn: Option<OwnedMutexGuard<()>>,
 }
@@ -35,31 +34,44 @@ pub(crate) enum Committed {
 
 impl<DB: Sealed> Tx<DB> {
     /// Begins. Dropped in the middle, the connection is closed.
-    pub(crate) async fn begin(pool: &Pool<DB>, turns: &Arc<Mutex<()>>, patience: Duration) -> Result<Self, Fault> {
+    pub(super) async fn begin(spares: &Spares<DB>, turns: &Arc<Mutex<()>>, mut how: Beginning) -> Result<Self, Fault> {
         let _turn = match DB::Dialect::ONE_WRITER {
             true => Some(Arc::clone(turns).lock_owned().await),
             false => None,
         };
-        let conn = pool.acquire().await.map_err(|error| sorted::<DB::Dialect>(&error))?;
-        let mut tx = Self { conn: Some(conn), _turn };
+        let spare = spares.get().await.map_err(|error| sorted::<DB::Dialect>(&error))?;
+        let mut tx = Self { conn: Some(spare), spares: spares.clone(), _turn };
         let begun = match &mut tx.conn {
-            Some(conn) => DB::DIALECT.begin(conn, patience).await,
+            Some(spare) => {
+                if spare.set.is_some_and(|patience| patience != how.patience) {
+                    DB::DIALECT.restore(&mut spare.conn).await.map_err(|error| sorted::<DB::Dialect>(&error))?;
+                    spare.set = None;
+                }
+                how.again = spare.set.is_some();
+                spare.set = Some(how.patience);
+                DB::DIALECT.begin(&mut spare.conn, how).await
+            }
             None => Err(sqlx::Error::WorkerCrashed),
         };
-        begun.map(|()| tx).map_err(|error| sorted::<DB::Dialect>(&error))
+        begun.map_err(|error| sorted::<DB::Dialect>(&error)).inspect_err(|fault| {
+            if matches!(fault, Fault::Broken(_)) {
+                spares.distrust();
+            }
+        })?;
+        Ok(tx)
     }
 
     /// The connection.
     pub(crate) fn conn(&mut self) -> Result<&mut Conn<DB::Dialect>, Fault> {
         match &mut self.conn {
-            Some(conn) => Ok(conn),
+            Some(spare) => Ok(&mut spare.conn),
             None => Err(sorted::<DB::Dialect>(&sqlx::Error::WorkerCrashed)),
         }
     }
 
     /// Whether the handler left no transaction of its own open, and ended none, as far as the client knows.
     pub(crate) fn is_level(&self) -> bool {
-        self.conn.as_ref().is_some_and(|conn| Manager::<DB::Dialect>::get_transaction_depth(conn) == 1)
+        self.conn.as_ref().is_some_and(|spare| Manager::<DB::Dialect>::get_transaction_depth(&spare.conn) == 1)
     }
 
     /// Commits. To be run to its end.
@@ -86,19 +98,23 @@ impl<DB: Sealed> Tx<DB> {
         }
     }
 
-    /// The transaction is over: the connection goes back as it came.
+    /// The transaction is over: the connection stays in hand, or goes back as it came.
     async fn give_back(&mut self) {
-        let Ok(conn) = self.conn() else { return };
-        if Manager::<DB::Dialect>::get_transaction_depth(conn) == 0 && DB::DIALECT.restore(conn).await.is_ok() {
-            self.conn = None;
+        if !self.conn.as_ref().is_some_and(|spare| Manager::<DB::Dialect>::get_transaction_depth(&spare.conn) == 0) {
+            return;
+        }
+        if let Some(spare) = self.conn.take()
+            && let Err(spare) = self.spares.keep(spare)
+        {
+            give_back(spare).await;
         }
     }
 }
 
 impl<DB: Sealed> Drop for Tx<DB> {
     fn drop(&mut self) {
-        if let Some(conn) = &mut self.conn {
-            conn.close_on_drop();
+        if let Some(spare) = &mut self.conn {
+            spare.conn.close_on_drop();
         }
     }
 }

@@ -10,7 +10,7 @@
 //!   lost commit came to, takes back what a handler committed before its time.
 //! - [`windows`] are the windows of the partitions that this process holds; [`records`] the statements of the store, inside our transaction.
 //! - [`handle`] is the way in for any loop; the consumer has its own, over [`core`].
-//! - [`link`] sees to it that no connection goes back to its pool inside a transaction; [`dialect`] is what each database does in its own way.
+//! - [`link`] sees to it that no connection goes back to its pool inside a transaction, [`spare`] that it does not go there between two batches; [`dialect`] is what each database does in its own way.
 
 mod builder;
 #[cfg_attr(not(feature = "kafka"), allow(dead_code))]
@@ -35,10 +35,18 @@ mod recover;
 mod runner;
 #[cfg(feature = "kafka")]
 pub(crate) mod seam;
+mod spare;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod trial;
 mod windows;
+
+/// What the inbox's way in is made of.
+#[allow(unused_imports, reason = "for the inbox")]
+pub(crate) mod intake {
+    pub(crate) use super::outcome::{Failed, Item, Known, Outcome, Prepared, Why, Work};
+    pub(crate) use super::trial::Rules;
+}
 
 use std::fmt;
 use std::sync::Arc;
@@ -51,8 +59,10 @@ pub use outcome::Misuse;
 pub(crate) use self::core::{Core, finish};
 #[allow(unused_imports, reason = "for the inbox")]
 pub(crate) use self::dialect::Transact;
+pub(crate) use self::guard::{Called, bounded, called};
 #[allow(unused_imports, reason = "for the inbox")]
 pub(crate) use self::link::{Committed, Tx, sorted};
+pub(crate) use self::outcome::Why;
 use crate::identity::Key;
 use crate::level::Level;
 use crate::message::MessageView;
@@ -94,6 +104,9 @@ use crate::wrapper::Counts;
 /// | SQLite | `BEGIN IMMEDIATE`: the batches of a process take turns | as the pool's `busy_timeout` says |
 ///
 /// What is set for it is put back before the connection goes back to your pool.
+///
+/// A connection that is needed again at once is not given back in between, as long as the pool has others: for a second at most, and never
+/// for more than 20 ms when nothing needs it.
 ///
 /// # Runtime
 ///

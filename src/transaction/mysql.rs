@@ -1,12 +1,12 @@
 //! Transactions and windows in MySQL and MariaDB.
 
-use std::time::Duration;
+use std::fmt::Write as _;
 
-use sqlx::mysql::{MySqlArguments, MySqlConnection};
+use sqlx::mysql::{MySqlArguments, MySqlConnection, MySqlDatabaseError};
 use sqlx::{Arguments, AssertSqlSafe, Error, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
-use super::dialect::{Manager, NEVER, Row, Shift, Source, Transact};
+use super::dialect::{Beginning, Manager, NEVER, Row, Shift, Source, Transact, hex};
 use crate::store::mysql::Mysql;
 use crate::store::sql::{Dialect, Field, Kind, TableName};
 
@@ -37,15 +37,18 @@ impl Transact for Mysql {
     ///   when the savepoint turns out to be gone;
     /// - `READ COMMITTED`. By default an insert that meets a duplicate locks the gap before it too: batches of random keys then stand in each
     ///   other's gaps, and may deadlock. And a snapshot of the whole batch would show its last message what was true before its first.
-    async fn begin(&self, conn: &mut MySqlConnection, patience: Duration) -> Result<(), Error> {
-        let seconds = patience.as_millis().div_ceil(1000).clamp(1, 1_000_000);
-        let text = format!(
-            "SET @hapax_row_wait = @@SESSION.innodb_lock_wait_timeout, @hapax_wait = @@SESSION.lock_wait_timeout, \
-             @hapax_autocommit = @@SESSION.autocommit, \
-             SESSION innodb_lock_wait_timeout = LEAST(@@SESSION.innodb_lock_wait_timeout, {seconds}), \
-             SESSION lock_wait_timeout = LEAST(@@SESSION.lock_wait_timeout, {seconds}), SESSION autocommit = 0; \
-             SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION"
-        );
+    async fn begin(&self, conn: &mut MySqlConnection, how: Beginning) -> Result<(), Error> {
+        let seconds = how.patience.as_millis().div_ceil(1000).clamp(1, 1_000_000);
+        let set = match how.again {
+            true => String::new(),
+            false => format!(
+                "SET @hapax_row_wait = @@SESSION.innodb_lock_wait_timeout, @hapax_wait = @@SESSION.lock_wait_timeout, \
+                 @hapax_autocommit = @@SESSION.autocommit, \
+                 SESSION innodb_lock_wait_timeout = LEAST(@@SESSION.innodb_lock_wait_timeout, {seconds}), \
+                 SESSION lock_wait_timeout = LEAST(@@SESSION.lock_wait_timeout, {seconds}), SESSION autocommit = 0; "
+            ),
+        };
+        let text = format!("{set}SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION{}", how.guard());
         Manager::<Self>::begin(conn, Some(AssertSqlSafe(text).into_sql_str())).await
     }
 
@@ -145,5 +148,34 @@ impl Transact for Mysql {
             }
         };
         Ok(sqlx::query_with(AssertSqlSafe(text), arguments).execute(conn).await?.rows_affected())
+    }
+
+    async fn release_and_shift(
+        &self,
+        conn: &mut MySqlConnection,
+        table: &TableName,
+        shifts: &[Shift],
+    ) -> Result<u64, Error> {
+        let (table, clock) = (quoted(table), self.clock());
+        let mut text = "RELEASE SAVEPOINT hapax_batch".to_owned();
+        for shift in shifts {
+            let note = shift.note.as_ref().map(|note| format!(", note = x'{}'", hex(note)));
+            let _ = write!(
+                text,
+                "; UPDATE {table} SET next = {}, state = x'{}'{}, time = {clock} WHERE source = x'{}' AND fence = {}",
+                shift.next,
+                hex(&shift.state),
+                note.unwrap_or_default(),
+                hex(&shift.source),
+                shift.fence,
+            );
+        }
+        Ok(sqlx::raw_sql(AssertSqlSafe(text)).execute(conn).await?.rows_affected())
+    }
+
+    fn is_unguarded(&self, error: &Error) -> bool {
+        let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
+        // No such savepoint.
+        error.is_some_and(|error| error.number() == 1305)
     }
 }

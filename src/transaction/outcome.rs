@@ -63,6 +63,12 @@ pub(crate) enum Spot {
 }
 
 impl Item {
+    /// Whether it stands before another in the same partition.
+    pub(super) fn is_before(&self, other: &Self) -> bool {
+        let (one, two) = (&self.origin, &other.origin);
+        one.offset < two.offset && one.partition == two.partition && one.topic == two.topic
+    }
+
     /// What the store knows it by.
     #[cfg_attr(not(feature = "kafka"), allow(dead_code))]
     pub(crate) fn key(&self) -> Option<Key> {
@@ -77,6 +83,11 @@ pub(crate) trait Work<DB: Database> {
 
     /// Whether it takes all messages at once.
     fn together(&self) -> bool;
+
+    /// Whether the window may pass a message of which this came. Where it may not, the message is handled, and will be again.
+    fn passes(&self, _: &Self::Value) -> bool {
+        true
+    }
 
     /// Handles the messages at these places of the batch, and pushes a value for each. Not called at all for an attempt that was decided
     /// otherwise; called again where a transaction was rolled back.

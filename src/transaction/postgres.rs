@@ -1,16 +1,21 @@
 //! Transactions and windows in PostgreSQL.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::{Arguments, AssertSqlSafe, Error, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
-use super::dialect::{Manager, NEVER, Row, Shift, Source, Transact};
+use super::dialect::{Beginning, Manager, NEVER, Row, Shift, Source, Transact, hex};
 use crate::store::postgres::Postgres;
 use crate::store::sql::{Dialect, TableName};
 
 const COLUMNS: &str = "source, fence, next, state, note";
+
+fn millis(time: Duration) -> i32 {
+    i32::try_from(time.as_millis()).unwrap_or(i32::MAX).max(1)
+}
 
 fn quoted(table: &TableName) -> String {
     table.quoted(Postgres::QUOTE)
@@ -25,9 +30,15 @@ fn bound(sources: &[Source]) -> Result<PgArguments, Error> {
 impl Transact for Postgres {
     const ROLLS_BACK: bool = false;
 
-    async fn begin(&self, conn: &mut PgConnection, patience: Duration) -> Result<(), Error> {
-        // One message, one round trip; the setting ends with the transaction.
-        let text = format!("BEGIN; SET LOCAL lock_timeout = {}", patience.as_millis().max(1));
+    async fn begin(&self, conn: &mut PgConnection, how: Beginning) -> Result<(), Error> {
+        // One message, one round trip; the settings end with the transaction.
+        let longest = how.longest.map(|longest| format!("; SET LOCAL statement_timeout = {}", millis(longest)));
+        let text = format!(
+            "BEGIN; SET LOCAL lock_timeout = {}{}{}",
+            millis(how.patience),
+            longest.unwrap_or_default(),
+            how.guard()
+        );
         Manager::<Self>::begin(conn, Some(AssertSqlSafe(text).into_sql_str())).await
     }
 
@@ -78,5 +89,35 @@ impl Transact for Postgres {
         };
         add().map_err(Error::Encode)?;
         Ok(sqlx::query_with(AssertSqlSafe(text), arguments).execute(conn).await?.rows_affected())
+    }
+
+    async fn release_and_shift(
+        &self,
+        conn: &mut PgConnection,
+        table: &TableName,
+        shifts: &[Shift],
+    ) -> Result<u64, Error> {
+        let (table, clock) = (quoted(table), self.clock());
+        let mut text = "RELEASE SAVEPOINT hapax_batch".to_owned();
+        for shift in shifts {
+            let note = shift.note.as_ref().map(|note| format!(", note = decode('{}', 'hex')", hex(note)));
+            let _ = write!(
+                text,
+                "; UPDATE {table} SET next = {}, state = decode('{}', 'hex'){}, time = {clock} \
+                 WHERE source = decode('{}', 'hex') AND fence = {}",
+                shift.next,
+                hex(&shift.state),
+                note.unwrap_or_default(),
+                hex(&shift.source),
+                shift.fence,
+            );
+        }
+        Ok(sqlx::raw_sql(AssertSqlSafe(text)).execute(conn).await?.rows_affected())
+    }
+
+    fn is_unguarded(&self, error: &Error) -> bool {
+        // No such savepoint, no transaction, one that can only be rolled back.
+        let code = error.as_database_error().and_then(|error| error.code());
+        code.is_some_and(|code| matches!(&*code, "3B001" | "25P01" | "25P02"))
     }
 }

@@ -30,17 +30,19 @@ struct Part {
     over: u32,
     /// Somebody holds a lock: find out on what.
     brief: bool,
+    /// A savepoint for each message.
+    careful: bool,
 }
 
 impl Part {
     fn of(places: Vec<usize>) -> Self {
-        Self { places, tries: 0, over: 0, brief: false }
+        Self { places, tries: 0, over: 0, brief: false, careful: false }
     }
 
     fn halves(self) -> [Self; 2] {
-        let Self { mut places, tries, over, brief } = self;
+        let Self { mut places, tries, over, brief, careful } = self;
         let second = places.split_off(places.len() / 2);
-        [Self { places, tries, over, brief }, Self { places: second, tries, over, brief }]
+        [Self { places, tries, over, brief, careful }, Self { places: second, tries, over, brief, careful }]
     }
 }
 
@@ -116,7 +118,10 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
         let settings = &self.core.settings;
         let mut blocks = false;
         match &mut outcome {
-            Outcome::Handled(_) => counters.handled.one(),
+            Outcome::Handled(_) => {
+                counters.handled.one();
+                self.core.trust(true);
+            }
             Outcome::Known(known) => match known {
                 Known::Redelivered(_) | Known::SameId(_) => counters.duplicates.one(),
                 Known::Conflict { .. } => {
@@ -132,6 +137,7 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
             },
             Outcome::Failed(failed) => {
                 counters.failed.one();
+                self.core.trust(false);
                 failed.dead &= self.batch.rules.bury;
                 counters.dead.add(u64::from(failed.dead));
                 blocks = !failed.dead;
@@ -190,7 +196,7 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
         if part.places.is_empty() {
             return;
         }
-        let tried = self.core.trial(&mut self.batch, &part.places, self.work, part.brief).await;
+        let tried = self.core.trial(&mut self.batch, &part.places, self.work, part.brief, part.careful).await;
         let stop = match tried {
             Ok(outcomes) => {
                 self.down = None;
@@ -201,8 +207,13 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
         match stop {
             Stop::Fault(fault) => self.faulted(part, fault).await,
             Stop::Again => self.queue.push_front(part),
+            Stop::Careful => {
+                part.careful = true;
+                self.core.trust(false);
+                self.queue.push_front(part);
+            }
             Stop::Split(why) => self.split(part, why),
-            Stop::Over { at, why, wrote } => self.over(part, at, why, &wrote).await,
+            Stop::Over { at, all, why, wrote } => self.over(part, at, all, why, &wrote).await,
             Stop::Fenced(held) => self.fenced(part, held).await,
             Stop::Doubt { outcomes, wrote, fault } => self.doubt(part, outcomes, &wrote, fault).await,
         }
@@ -249,7 +260,8 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
                 part.brief = true;
                 self.halve(part);
             }
-            Fault::Locked(_) if DB::Dialect::LOCKS_ROWS => self.park(part),
+            // What is decided has to be recorded: whoever is in the way may be its own statement, which nobody waits for any more.
+            Fault::Locked(_) if DB::Dialect::LOCKS_ROWS && !self.is_decided(&part) => self.park(part),
             Fault::Refused(_) | Fault::Corrupt(_) => self.give_up(part, &fault),
             fault @ (Fault::Broken(_) | Fault::Unavailable(_) | Fault::Locked(_)) => {
                 self.core.counters.store_failures.one();
@@ -267,6 +279,10 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
                 self.queue.push_front(part);
             }
         }
+    }
+
+    fn is_decided(&self, part: &Part) -> bool {
+        part.places.iter().any(|at| self.batch.decided[*at].is_some())
     }
 
     /// Somebody else has these, or something that they need: for a moment.
@@ -293,13 +309,16 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
     }
 
     /// The transaction was over when a handler returned.
-    async fn over(&mut self, mut part: Part, at: usize, why: Option<Why<W::Error>>, wrote: &Wrote) {
+    async fn over(&mut self, mut part: Part, at: usize, all: bool, why: Option<Why<W::Error>>, wrote: &Wrote) {
+        self.core.trust(false);
         let found =
             match self.core.again("take back what a handler committed", async || self.core.repair(wrote).await).await {
                 Ok(found) => found,
                 Err(error) => return self.unknown(part, &error),
             };
-        if !found && why.is_some() && DB::Dialect::ROLLS_BACK {
+        // What came after it in other handlers, none of which was looked after, stands where statements commit by themselves then.
+        let gone = !all || self.work.together() || DB::Dialect::LOCKS_ROWS;
+        if !found && why.is_some() && DB::Dialect::ROLLS_BACK && gone {
             // As a deadlock does.
             part.over += 1;
             if part.over <= OVER {
@@ -319,13 +338,15 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
             "{}",
             Misuse::Ended
         );
-        if self.work.together() && part.places.len() > 1 {
-            // It was given all of them, and all of them may stand.
+        if !all {
+            self.batch.decided[at] = Some(Why::Misused(Misuse::Ended));
+        } else if !found && !wrote.records.is_empty() && !self.work.together() && DB::Dialect::ROLLS_BACK && gone {
+            // Nothing of it stands, as after a deadlock that a handler overlooked: with savepoints it shows which it was.
+            part.careful = true;
+        } else {
             for at in &part.places {
                 self.batch.decided[*at] = Some(Why::Misused(Misuse::Ended));
             }
-        } else {
-            self.batch.decided[at] = Some(Why::Misused(Misuse::Ended));
         }
         self.queue.push_front(part);
     }
@@ -367,6 +388,7 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
 fn parts(items: &[Item], most: usize) -> VecDeque<Part> {
     let mut queue = VecDeque::new();
     let mut rest: Vec<usize> = (0..items.len()).collect();
+    let apart = items.windows(2).all(|pair| matches!(pair, [one, two] if one.is_before(two)));
     while !rest.is_empty() {
         let mut seen: HashSet<Twin<'_>> = HashSet::with_capacity(rest.len());
         let mut waiting: HashSet<u64> = HashSet::new();
@@ -375,7 +397,7 @@ fn parts(items: &[Item], most: usize) -> VecDeque<Part> {
         for at in rest {
             let row = items[at].row;
             let waits = row.is_some_and(|row| waiting.contains(&row));
-            match !waits && twins(&items[at]).into_iter().flatten().all(|twin| seen.insert(twin)) {
+            match !waits && twins(&items[at], apart).into_iter().flatten().all(|twin| seen.insert(twin)) {
                 true => first.push(at),
                 // It waits for what becomes of the other, and what has to stay behind it waits too.
                 false => {
@@ -400,11 +422,13 @@ enum Twin<'a> {
     Place(&'a str, i32, i64),
 }
 
-fn twins(item: &Item) -> [Option<Twin<'_>>; 2] {
+/// `apart`: no two places are the same.
+fn twins(item: &Item, apart: bool) -> [Option<Twin<'_>>; 2] {
     let record = item.record.as_ref().map(|record| Twin::Record(record.key.as_bytes()));
-    let spot = item.spot.as_ref().map(|spot| match spot {
-        Spot::Position => Twin::Place(&item.origin.topic, item.origin.partition, item.origin.offset),
-        Spot::Sequence { source, number, .. } => Twin::Number(source, *number),
+    let spot = item.spot.as_ref().and_then(|spot| match spot {
+        Spot::Position if apart => None,
+        Spot::Position => Some(Twin::Place(&item.origin.topic, item.origin.partition, item.origin.offset)),
+        Spot::Sequence { source, number, .. } => Some(Twin::Number(source, *number)),
     });
     [record, spot]
 }

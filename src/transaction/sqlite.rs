@@ -1,12 +1,12 @@
 //! Transactions and windows in SQLite.
 
-use std::time::Duration;
+use std::fmt::Write as _;
 
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe, Error, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
-use super::dialect::{Manager, NEVER, Row, Shift, Source, Transact};
+use super::dialect::{Beginning, Manager, NEVER, Row, Shift, Source, Transact, hex};
 use crate::store::sql::{Dialect, TableName};
 use crate::store::sqlite::Sqlite;
 
@@ -39,8 +39,9 @@ impl Transact for Sqlite {
 
     /// The write lock is taken at once: a transaction that read first could not get it while another one writes, and would fail without
     /// waiting. How long it waits is the pool's own `busy_timeout`: the whole file is locked, so nothing else could go on meanwhile.
-    async fn begin(&self, conn: &mut SqliteConnection, _patience: Duration) -> Result<(), Error> {
-        Manager::<Self>::begin(conn, Some("BEGIN IMMEDIATE".into_sql_str())).await
+    async fn begin(&self, conn: &mut SqliteConnection, how: Beginning) -> Result<(), Error> {
+        let text = if how.guarded { "BEGIN IMMEDIATE; SAVEPOINT hapax_batch" } else { "BEGIN IMMEDIATE" };
+        Manager::<Self>::begin(conn, Some(text.into_sql_str())).await
     }
 
     async fn plain(&self, conn: &mut SqliteConnection, text: &'static str) -> Result<(), Error> {
@@ -119,6 +120,35 @@ impl Transact for Sqlite {
         };
         (0..size).try_for_each(|at| add(shifts.get(at))).map_err(Error::Encode)?;
         Ok(sqlx::query_with(AssertSqlSafe(text), arguments).execute(conn).await?.rows_affected())
+    }
+
+    async fn release_and_shift(
+        &self,
+        conn: &mut SqliteConnection,
+        table: &TableName,
+        shifts: &[Shift],
+    ) -> Result<u64, Error> {
+        let (table, clock) = (quoted(table), self.clock());
+        let mut text = "RELEASE SAVEPOINT hapax_batch".to_owned();
+        for shift in shifts {
+            let note = shift.note.as_ref().map(|note| format!(", note = x'{}'", hex(note)));
+            let _ = write!(
+                text,
+                "; UPDATE {table} SET next = {}, state = x'{}'{}, time = {clock} \
+                 WHERE source = x'{}' AND fence = {} RETURNING 1",
+                shift.next,
+                hex(&shift.state),
+                note.unwrap_or_default(),
+                hex(&shift.source),
+                shift.fence,
+            );
+        }
+        // What is counted as changed after a release is what was changed before it: so the rows are.
+        Ok(sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(conn).await?.len() as u64)
+    }
+
+    fn is_unguarded(&self, error: &Error) -> bool {
+        error.as_database_error().is_some_and(|error| error.message().starts_with("no such savepoint"))
     }
 }
 

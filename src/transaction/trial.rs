@@ -19,7 +19,7 @@ use crate::retry::Retry;
 use crate::store::cells::Ending;
 use crate::store::sql::Fault;
 use crate::window::Sequenced;
-use crate::wrapper::{ErrorClass, Failure, OnConflict};
+use crate::wrapper::{ErrorClass, Failure, HandlerError, OnConflict};
 
 /// Rules of a run.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +53,10 @@ pub(super) enum Stop<T, E> {
     Again,
     /// The batch handler failed, or what it wrote was refused: run it with fewer.
     Split(Why<E>),
-    /// The transaction was over when the handler of this message returned.
-    Over { at: usize, why: Option<Why<E>>, wrote: Wrote },
+    /// A handler of many that ran without savepoints failed, or one of them did what it must not: run them with savepoints.
+    Careful,
+    /// The transaction was over when the handler of this message returned; `all`: that of any of them.
+    Over { at: usize, all: bool, why: Option<Why<E>>, wrote: Wrote },
     /// One of these partitions belongs to another process.
     Fenced(Vec<Arc<Held>>),
     /// The reply to the commit was lost.
@@ -80,6 +82,9 @@ pub(super) struct Trial<'a, DB: Sealed, W: Work<DB>> {
     pub(super) core: &'a Core<DB>,
     pub(super) tx: Tx<DB>,
     pub(super) brief: bool,
+    /// Handlers of one message run without a savepoint for each: whether all went well shows at the end.
+    trusted: bool,
+    together: bool,
     pub(super) sources: Sources,
     outcomes: Outcomes<W::Value, W::Error>,
     pub(super) wrote: Wrote,
@@ -90,6 +95,8 @@ pub(super) struct Trial<'a, DB: Sealed, W: Work<DB>> {
     failed: Vec<(usize, u32)>,
     blocked: HashSet<u64>,
     values: Vec<W::Value>,
+    /// A handler ran without a savepoint of its own, and ended well.
+    ran: bool,
 }
 
 impl<DB: Sealed> Core<DB> {
@@ -100,12 +107,15 @@ impl<DB: Sealed> Core<DB> {
         places: &[usize],
         work: &W,
         brief: bool,
+        careful: bool,
     ) -> Result<Outcomes<W::Value, W::Error>, Stop<W::Value, W::Error>> {
         let owner = Owner::new(self.random());
         let mut trial: Trial<'_, DB, W> = Trial {
             core: self,
-            tx: self.begin(brief).await?,
+            tx: self.begin_guarded(brief).await?,
             brief,
+            trusted: !careful && !work.together() && self.is_trusted(),
+            together: work.together(),
             sources: Sources::default(),
             outcomes: Vec::with_capacity(places.len()),
             wrote: Wrote::default(),
@@ -114,6 +124,7 @@ impl<DB: Sealed> Core<DB> {
             failed: Vec::new(),
             blocked: batch.blocked.clone(),
             values: Vec::new(),
+            ran: false,
         };
         let plans = match trial.plan(batch, places, owner).await {
             Ok(plans) => plans,
@@ -165,6 +176,10 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                 self.fail(batch, at, &ready);
                 continue;
             }
+            if self.trusted {
+                self.plainly(batch, at, work).await?;
+                continue;
+            }
             if !open {
                 let conn = self.tx.conn().map_err(close)?;
                 DB::DIALECT.savepoint(conn).await.map_err(|error| fault::<DB, _, _>(&error))?;
@@ -204,27 +219,79 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
             }
         }
         let Some(&first) = ready.first() else { return Ok(()) };
-        let conn = self.tx.conn().map_err(close)?;
-        DB::DIALECT.savepoint(conn).await.map_err(|error| fault::<DB, _, _>(&error))?;
-        let ran = self.call(&ready, work).await;
-        if let Err(failure @ (Failure::Panicked(_) | Failure::TimedOut(_))) = ran {
+        match self.call(&ready, work).await {
+            Ok(()) if self.tx.is_level() => {}
+            Ok(()) => return Err(self.over(batch, first, None)),
+            Err(Failure::Error(error)) => {
+                let why = self.refused(batch, first, error).await?;
+                return Err(Left::Rollback(Stop::Split(why)));
+            }
             // Whose fault it was shows when they are run apart.
-            return Err(Left::Close(Stop::Split(Why::Handler(failure))));
-        }
-        let why = self.ended(batch, first, ran, false).await?;
-        if let Some(why) = why {
-            return Err(Left::Rollback(Stop::Split(why)));
+            Err(failure) => return Err(Left::Close(Stop::Split(Why::Handler(failure)))),
         }
         let mut values = std::mem::take(&mut self.values).into_iter();
         for at in ready {
             let Some(value) = values.next() else {
                 return Err(close(Fault::Refused("a handler that ended well left no value.".into())));
             };
-            self.finished.push(at);
+            if work.passes(&value) {
+                self.finished.push(at);
+                self.keep_number(&batch.items[at], None);
+            }
             self.outcomes.push((at, Outcome::Handled(value)));
-            self.keep_number(&batch.items[at], None);
         }
         Ok(())
+    }
+
+    /// Runs the handler of one message without a savepoint of its own. If it fails, nothing of the batch can stand.
+    async fn plainly(&mut self, batch: &mut Batch<'_, W::Error>, at: usize, work: &W) -> Step<W::Value, W::Error> {
+        match self.call(&[at], work).await {
+            Ok(()) if self.tx.is_level() => {}
+            Ok(()) => return Err(self.over(batch, at, None)),
+            Err(Failure::Error(error)) => {
+                let why = self.refused(batch, at, error).await?;
+                if !self.ran {
+                    // Nothing ran before it: its attempt is known.
+                    batch.decided[at] = Some(why);
+                    return Err(Left::Rollback(Stop::Again));
+                }
+                return Err(Left::Rollback(Stop::Careful));
+            }
+            Err(failure) => {
+                batch.decided[at] = Some(Why::Handler(failure));
+                return Err(Left::Close(Stop::Again));
+            }
+        }
+        let Some(value) = self.values.pop() else {
+            return Err(close(Fault::Refused("a handler that ended well left no value.".into())));
+        };
+        self.ran = true;
+        self.finished.push(at);
+        self.outcomes.push((at, Outcome::Handled(value)));
+        self.keep_number(&batch.items[at], None);
+        Ok(())
+    }
+
+    /// A handler that has no savepoint of its own failed: whether the transaction is still the one that it was given.
+    async fn refused(
+        &mut self,
+        batch: &Batch<'_, W::Error>,
+        at: usize,
+        error: W::Error,
+    ) -> Result<Why<W::Error>, Left<W::Value, W::Error>> {
+        if error.is_contention() {
+            return Err(Left::Rollback(Fault::Contended(error.to_string()).into()));
+        }
+        let why = Why::Handler(Failure::Error(error));
+        let conn = self.tx.conn().map_err(close)?;
+        match DB::DIALECT.back_to_batch(conn).await {
+            Ok(()) if self.tx.is_level() => Ok(why),
+            Ok(()) => Err(self.over(batch, at, None)),
+            Err(error) => match sorted::<DB::Dialect>(&error) {
+                fault @ Fault::Broken(_) => Err(close(fault)),
+                _ => Err(self.over(batch, at, Some(why))),
+            },
+        }
     }
 
     /// Calls the handler: panics caught, time bounded.
@@ -262,16 +329,29 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
     }
 
     fn over(&mut self, batch: &Batch<'_, W::Error>, at: usize, why: Option<Why<W::Error>>) -> Left<W::Value, W::Error> {
+        Left::Close(self.over_at(batch, at, why))
+    }
+
+    fn over_at(
+        &mut self,
+        batch: &Batch<'_, W::Error>,
+        at: usize,
+        why: Option<Why<W::Error>>,
+    ) -> Stop<W::Value, W::Error> {
         let mut wrote = std::mem::take(&mut self.wrote);
-        // Were it committed, what was handled before it would stand, and is rightly remembered.
-        let handled: HashSet<&Sighting> = self
-            .outcomes
-            .iter()
-            .filter(|(_, outcome)| matches!(outcome, Outcome::Handled(_)))
-            .filter_map(|(at, _)| batch.items[*at].record.as_ref())
-            .collect();
-        wrote.records.retain(|(sighting, ..)| !handled.contains(sighting));
-        Left::Close(Stop::Over { at, why, wrote })
+        // It was given all of them, or nobody looked after each: all of them may stand, or any.
+        let all = self.trusted || self.together;
+        if !all {
+            // Were it committed, what was handled before it would stand, and is rightly remembered.
+            let handled: HashSet<&Sighting> = self
+                .outcomes
+                .iter()
+                .filter(|(_, outcome)| matches!(outcome, Outcome::Handled(_)))
+                .filter_map(|(at, _)| batch.items[*at].record.as_ref())
+                .collect();
+            wrote.records.retain(|(sighting, ..)| !handled.contains(sighting));
+        }
+        Stop::Over { at, all, why, wrote }
     }
 
     /// A message's turn. Answers if it is to be handled.
@@ -397,7 +477,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                 }
             }
             Err(stop) => {
-                if !matches!(stop, Stop::Fault(Fault::Broken(_))) {
+                if !matches!(stop, Stop::Fault(Fault::Broken(_)) | Stop::Over { .. }) {
                     finish(self.tx.rollback()).await;
                 }
                 Err(stop)
@@ -417,19 +497,54 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         if !tried && shifts.is_empty() {
             return Ok(None);
         }
-        let expected = self.endings.len() as u64;
-        if expected > 0 && self.core.take_back(&mut self.tx, &mut self.endings, self.brief).await? != expected {
-            return Err(Fault::Contended("records of this transaction were moved by another.".into()).into());
-        }
-        if !shifts.is_empty() {
-            shifts.sort_unstable_by_key(|shift| shift.source);
-            let shifted = DB::DIALECT.shift(self.tx.conn()?, &self.core.settings.windows, &shifts).await;
-            if shifted.map_err(|error| sorted::<DB::Dialect>(&error))? != shifts.len() as u64 {
-                let held = moving.parts.iter().map(|part| Arc::clone(&part.held)).collect();
-                return Err(Stop::Fenced(held));
+        let table = &self.core.settings.windows;
+        shifts.sort_unstable_by_key(|shift| shift.source);
+        let moved = if self.endings.is_empty() && !shifts.is_empty() {
+            match DB::DIALECT.release_and_shift(self.tx.conn()?, table, &shifts).await {
+                Ok(moved) => moved,
+                Err(error) if DB::DIALECT.is_unguarded(&error) => return Err(self.unguarded(batch, &error).await),
+                Err(error) => return Err(sorted::<DB::Dialect>(&error).into()),
             }
+        } else {
+            if let Err(error) = DB::DIALECT.release_batch(self.tx.conn()?).await {
+                return Err(self.unguarded(batch, &error).await);
+            }
+            let expected = self.endings.len() as u64;
+            if expected > 0 && self.core.take_back(&mut self.tx, &mut self.endings, self.brief).await? != expected {
+                return Err(Fault::Contended("records of this transaction were moved by another.".into()).into());
+            }
+            // Where no windows are kept, there is no table of them.
+            match shifts.is_empty() {
+                true => 0,
+                false => {
+                    let shifted = DB::DIALECT.shift(self.tx.conn()?, table, &shifts).await;
+                    shifted.map_err(|error| sorted::<DB::Dialect>(&error))?
+                }
+            }
+        };
+        if moved != shifts.len() as u64 {
+            return Err(Stop::Fenced(moving.parts.iter().map(|part| Arc::clone(&part.held)).collect()));
         }
         Ok(Some(moving))
+    }
+
+    /// The batch's savepoint could not be released: the transaction is over, or one of its statements was refused and nobody said so.
+    async fn unguarded(&mut self, batch: &Batch<'_, W::Error>, error: &sqlx::Error) -> Stop<W::Value, W::Error> {
+        let fault = sorted::<DB::Dialect>(error);
+        if matches!(fault, Fault::Broken(_) | Fault::Contended(_)) {
+            return fault.into();
+        }
+        let back = match self.tx.conn() {
+            Ok(conn) => DB::DIALECT.back_to_batch(conn).await,
+            Err(fault) => return fault.into(),
+        };
+        let first = self.finished.first().copied().unwrap_or_default();
+        match back {
+            Ok(()) if self.trusted => Stop::Careful,
+            Ok(()) if self.together => Stop::Split(Why::Misused(Misuse::Swallowed)),
+            Ok(()) => fault.into(),
+            Err(_) => self.over_at(batch, first, None),
+        }
     }
 }
 

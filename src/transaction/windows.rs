@@ -121,7 +121,9 @@ impl Held {
     pub(super) fn deliver(&self, offset: i64) -> bool {
         let mut inner = self.lock();
         let known = inner.window.deliver(offset);
-        inner.note_delivered(offset) || known != Known::Finished
+        // What counts as finished only because it was missing stays a stray, however often it comes.
+        let lost = known == Known::Finished;
+        inner.note_delivered(offset, !lost) || !lost
     }
 
     /// What is known of a message.
@@ -238,8 +240,9 @@ impl Held {
 const RUNS: usize = 16_384;
 
 impl Inner {
-    /// Notes an offset delivered. `false` if it is the first time, and others behind it were delivered before.
-    fn note_delivered(&mut self, offset: i64) -> bool {
+    /// Notes an offset delivered. `false` if it is the first time, and others behind it were delivered before; then it is noted only if
+    /// `late` ones are.
+    fn note_delivered(&mut self, offset: i64, late: bool) -> bool {
         match self.delivered.back_mut() {
             Some((_, end)) if *end == offset => *end = offset.saturating_add(1),
             Some((_, end)) if *end > offset => {
@@ -249,7 +252,9 @@ impl Inner {
                 if !was && offset >= self.began {
                     // What was forgotten cannot be told.
                     let forgotten = self.delivered.len() >= RUNS && offset < oldest;
-                    self.delivered.insert(at, (offset, offset.saturating_add(1)));
+                    if late || forgotten {
+                        self.delivered.insert(at, (offset, offset.saturating_add(1)));
+                    }
                     return forgotten;
                 }
             }

@@ -16,6 +16,7 @@ mod lost;
 mod misuse;
 mod once;
 mod schema;
+mod trust;
 mod window;
 
 pub use world::{once, tune};

@@ -184,6 +184,10 @@ everywhere! {
         assert!(matches!(done.outcomes()[0], Err(TransactError::OutOfOrder { .. })), "{:?}", done.outcomes());
         assert!(matches!(done.outcomes()[1], Ok(Done::Duplicate { .. })));
         assert!(matches!(done.outcomes()[2], Ok(Done::Handled(()))));
+        // Nor when it is handed in once more.
+        let again = once.handle_batch(&[at(3)], effect).await;
+        assert!(matches!(again.outcomes()[0], Err(TransactError::OutOfOrder { .. })), "{:?}", again.outcomes());
+        assert!(again.commits().is_empty(), "{:?}", again.commits());
         tables.judge::<DB>(&mut conn, [0, 5, 6].into_iter()).await;
     }
 }
