@@ -20,4 +20,16 @@ mod operate_many;
 mod retention;
 mod schema;
 mod work;
+mod work_faults;
+mod work_killed;
+mod work_outside;
 mod world;
+
+/// A worker: started by the other tests, not by hand.
+#[test]
+#[ignore = "a process that the other tests start"]
+fn worker_process() {
+    if let Ok(order) = std::env::var(work_killed::ORDER) {
+        work_killed::run(&order);
+    }
+}

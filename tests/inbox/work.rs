@@ -238,7 +238,7 @@ everywhere! {
         let shop = Shop::<DB>::open().await;
         shop.stock(0, 30, 3).await;
         let effects = shop.effects.clone();
-        let worker = shop.worker().await.order(Order::Key).handler_timeout(Duration::from_secs(1));
+        let worker = shop.worker().await.order(Order::Key).handler_timeout(Duration::from_secs(5));
         let summary = shop
             .work(worker, async move |m: Message, tx: &mut DB::Connection| {
                 DB::effect(tx, &effects, id_of(&m)).await?;
@@ -344,7 +344,7 @@ everywhere! {
         let run = tokio::spawn(shop.worker().await.concurrency(1).run(handler, shutdown.clone()));
         eventually(PATIENCE, "it was found down, and probed", async || calls.load(Ordering::SeqCst) >= 4).await;
         assert_eq!(shop.world.count("_open", "lot = 0").await, 200);
-        assert!(shop.world.count("_open", "run <> 0").await <= 1, "one message finds out");
+        eventually(PATIENCE, "one message finds out", async || shop.world.count("_open", "run <> 0").await <= 1).await;
         up.store(true, Ordering::SeqCst);
         shop.done().await;
         shutdown.cancel();

@@ -68,6 +68,10 @@ pub(super) struct Desk {
     busy: usize,
     /// Runs of which not all is written, where units are messages.
     open: usize,
+    /// What was taken last, or runs, may take the process down: nothing is to be in hand beside it.
+    suspect: bool,
+    /// It has begun.
+    suspect_begun: bool,
     taking: bool,
     sweeping: bool,
     retaining: bool,
@@ -96,6 +100,8 @@ impl Desk {
             queued: 0,
             busy: 0,
             open: 0,
+            suspect: false,
+            suspect_begun: false,
             taking: false,
             sweeping: false,
             retaining: false,
@@ -116,16 +122,21 @@ impl Desk {
     pub(super) fn next(&mut self, now: Time) -> Option<Act> {
         self.at(now);
         // Outside of transactions each run gives back what it has.
-        if self.config.whole && self.queued > 0 && !self.releasing && (self.stopping || self.is_down()) {
+        let waits = self.config.whole || (self.suspect && !self.suspect_begun);
+        if waits && self.queued > 0 && !self.releasing && (self.stopping || self.is_down()) {
             self.releasing = true;
             return Some(Act::Release);
         }
         if self.stopping {
             return None;
         }
-        if self.config.whole && self.queued > 0 && !self.releasing && self.busy < self.config.capacity {
-            self.queued -= 1;
-            self.busy += 1;
+        let room = if self.suspect { self.busy == 0 } else { self.busy < self.config.capacity };
+        if waits && self.queued > 0 && !self.releasing && room {
+            self.suspect_begun = self.suspect;
+            if self.config.whole {
+                self.queued -= 1;
+                self.busy += 1;
+            }
             return Some(Act::Begin);
         }
         if !self.sweeping && self.sweep_at <= self.now && !self.store.is_open(self.now) {
@@ -153,7 +164,7 @@ impl Desk {
     /// How many messages may be taken now.
     fn most(&self) -> usize {
         let held_back = self.downstream.is_open(self.now) || self.store.is_open(self.now);
-        if self.taking || self.queued > 0 || held_back {
+        if self.taking || self.queued > 0 || self.suspect || held_back {
             return 0;
         }
         if self.downstream.is_tripped() {
@@ -179,7 +190,7 @@ impl Desk {
         let sweep = (!self.sweeping).then_some(self.sweep_at.max(self.held_until(&self.store)));
         let retain =
             (self.config.retains && !self.retaining).then_some(self.retain_at.max(self.held_until(&self.store)));
-        let look = (!self.taking && self.queued == 0).then(|| {
+        let look = (!self.taking && self.queued == 0 && !self.suspect).then(|| {
             let look = if self.rung { Time::ZERO } else { self.look_at };
             look.max(self.held_until(&self.store)).max(self.held_until(&self.downstream))
         });
@@ -192,9 +203,12 @@ impl Desk {
         if breaker.is_open(self.now) { breaker.until() } else { Time::ZERO }
     }
 
-    /// A run of so many messages was taken, with so many asked for.
-    pub(super) fn took(&mut self, messages: usize, most: usize) {
+    /// A run of so many messages was taken, with so many asked for. `suspect`: a run with its message was lost before, and the message may be why. It
+    /// begins when nothing else is in hand, by [`Act::Begin`], and nothing is taken before it has ended: nobody else is to burn an attempt with it.
+    pub(super) fn took(&mut self, messages: usize, most: usize, suspect: bool) {
         self.taking = false;
+        self.suspect = suspect;
+        self.suspect_begun = false;
         self.store.succeed();
         self.empty = 0;
         self.queued += if self.config.whole { 1 } else { messages };
@@ -248,12 +262,19 @@ impl Desk {
     pub(super) fn released(&mut self, units: usize) {
         self.queued = self.queued.saturating_sub(units);
         self.releasing = false;
+        self.cleared();
+    }
+
+    /// What was suspected has ended, or is given back.
+    fn cleared(&mut self) {
+        self.suspect &= self.in_hand() > 0;
     }
 
     /// A unit ended: so many messages, which took so long.
     pub(super) fn ended(&mut self, messages: usize, took: Duration) {
         let parallel = if self.config.whole { 1 } else { self.busy };
         self.busy = self.busy.saturating_sub(1);
+        self.cleared();
         self.pace.ran(u32::try_from(messages).unwrap_or(u32::MAX), took, parallel);
         // Others of its lane may be taken.
         self.rung |= self.config.by_key;
@@ -343,10 +364,10 @@ mod tests {
         let mut desk = desk(true, 1, 512);
         assert_eq!(desk.next(MS), Some(Act::Take { most: 32 }));
         assert_eq!(desk.next(MS), None, "one take at a time");
-        desk.took(32, 32);
+        desk.took(32, 32, false);
         assert_eq!(desk.next(MS), Some(Act::Begin));
         assert_eq!(desk.next(MS), Some(Act::Take { most: 32 }), "one ahead");
-        desk.took(32, 32);
+        desk.took(32, 32, false);
         assert_eq!(desk.next(MS), None, "no more than one");
         desk.ended(32, MS);
         assert_eq!(desk.next(2 * MS), Some(Act::Begin));
@@ -357,11 +378,11 @@ mod tests {
     fn slow_handlers_have_nothing_taken_ahead() {
         let mut desk = desk(true, 1, 512);
         assert_eq!(desk.next(MS), Some(Act::Take { most: 32 }));
-        desk.took(32, 32);
+        desk.took(32, 32, false);
         assert_eq!(desk.next(MS), Some(Act::Begin));
         desk.ended(32, Duration::from_secs(32));
         assert_eq!(desk.next(33 * MS), Some(Act::Take { most: 1 }));
-        desk.took(1, 1);
+        desk.took(1, 1, false);
         assert_eq!(desk.next(33 * MS), Some(Act::Begin));
         assert_eq!(desk.next(33 * MS), None, "others may take it");
     }
@@ -370,7 +391,7 @@ mod tests {
     fn messages_outside_are_taken_for_those_that_are_free() {
         let mut desk = desk(false, 4, 512);
         assert_eq!(desk.next(MS), Some(Act::Take { most: 36 }));
-        desk.took(6, 36);
+        desk.took(6, 36, false);
         (0..4).for_each(|_| desk.began());
         assert_eq!(desk.next(9 * MS), None, "two are queued");
         desk.ended(1, Duration::from_secs(10));
@@ -410,13 +431,13 @@ mod tests {
     fn what_is_down_is_left_alone_and_found_out_with_one_message() {
         let mut desk = desk(true, 2, 512);
         desk.next(MS);
-        desk.took(32, 32);
+        desk.took(32, 32, false);
         assert_eq!(desk.next(MS), Some(Act::Begin));
         assert_eq!(desk.next(MS), Some(Act::Take { most: 32 }));
-        desk.took(32, 32);
+        desk.took(32, 32, false);
         assert_eq!(desk.next(MS), Some(Act::Begin));
         desk.next(MS);
-        desk.took(32, 32);
+        desk.took(32, 32, false);
         assert!(desk.heard(false, Duration::ZERO, u64::MAX), "news");
         desk.ended(32, MS);
         assert!(!desk.heard(false, Duration::ZERO, u64::MAX), "the same");
@@ -428,7 +449,7 @@ mod tests {
         assert!(!desk.heard(true, 51 * MS, 0), "it began before");
         desk.ended(32, MS);
         assert_eq!(desk.next(51 * MS), Some(Act::Take { most: 1 }));
-        desk.took(1, 1);
+        desk.took(1, 1, false);
         assert_eq!(desk.next(51 * MS), Some(Act::Begin));
         assert_eq!(desk.next(51 * MS), None, "one finds out");
         assert!(desk.heard(true, Duration::ZERO, 0));
@@ -465,10 +486,10 @@ mod tests {
     fn who_stops_gives_back_what_has_not_begun_and_waits_for_the_rest() {
         let mut desk = desk(true, 1, 512);
         desk.next(MS);
-        desk.took(32, 32);
+        desk.took(32, 32, false);
         assert_eq!(desk.next(MS), Some(Act::Begin));
         desk.next(MS);
-        desk.took(32, 32);
+        desk.took(32, 32, false);
         desk.stop();
         assert_eq!(desk.next(MS), Some(Act::Release));
         assert_eq!(desk.next(MS), None);
@@ -476,6 +497,35 @@ mod tests {
         assert!(!desk.is_done() && desk.wake().is_none());
         desk.ended(32, MS);
         assert!(desk.is_done());
+    }
+
+    #[test]
+    fn what_may_take_the_process_down_is_alone_in_it() {
+        for whole in [true, false] {
+            let mut desk = desk(whole, 4, 512);
+            assert!(matches!(desk.next(MS), Some(Act::Take { .. })));
+            desk.took(1, 36, false);
+            match whole {
+                true => assert_eq!(desk.next(MS), Some(Act::Begin)),
+                false => desk.began(),
+            }
+            assert!(matches!(desk.next(MS + FIRST), Some(Act::Take { .. })));
+            desk.took(1, 36, true);
+            assert_eq!(desk.next(2 * FIRST), None, "it waits for the other");
+            desk.ended(1, MS);
+            assert_eq!(desk.next(2 * FIRST), Some(Act::Begin));
+            if !whole {
+                assert_eq!(desk.next(2 * FIRST), None, "it is about to begin");
+                desk.began();
+            }
+            desk.rang();
+            assert_eq!(desk.next(3 * FIRST), None, "and nothing is taken beside it");
+            desk.ended(1, MS);
+            assert!(matches!(desk.next(3 * FIRST), Some(Act::Take { .. })));
+            desk.took(1, 36, true);
+            desk.stop();
+            assert_eq!(desk.next(4 * FIRST), Some(Act::Release), "given back by whoever has it");
+        }
     }
 
     #[test]

@@ -238,7 +238,9 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
             Done::Ran { began, messages, report } => self.ran(began, messages, report, random),
             Done::Prolonged { run, sent, held } => self.prolonged(run, sent, held),
             Done::Released { units, report } => {
-                // Messages outside of transactions are given back by their runs.
+                if !self.setup.config.whole {
+                    (0..units).for_each(|_| self.desk.closed());
+                }
                 self.desk.released(units);
                 self.setup.crew.tell_report(&report, Duration::ZERO);
                 self.summary.add(&report);
@@ -272,14 +274,15 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
         match take {
             Ok(Take { run: Some(run), .. }) => {
                 let messages = run.taken.len();
-                self.desk.took(messages, most);
+                let suspect = run.taken.iter().any(|taken| taken.alone);
+                self.desk.took(messages, most, suspect);
                 self.summary.runs += 1;
                 self.summary.taken += messages as u64;
                 let took_over = run.taken.iter().filter(|taken| taken.alone).count() as u64;
                 let answers = Claims { acquired: messages as u64 - took_over, took_over, ..Claims::default() };
                 self.setup.crew.tell(&Observed::Claimed { asked: most as u64, answers, took: began.elapsed() });
                 let run = Arc::new(run);
-                if self.setup.config.whole {
+                if self.setup.config.whole || suspect {
                     self.prolong_at = Some(run.until - run.lease * 2 / 3);
                     self.waiting.push_back(run);
                 } else {
@@ -388,6 +391,9 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
             Ok(false) => {
                 self.summary.lost += waiting.taken.len() as u64;
                 self.waiting.pop_front();
+                if !self.setup.config.whole {
+                    self.desk.closed();
+                }
                 self.desk.released(1);
             }
             Err(error) => {

@@ -104,6 +104,8 @@ struct Inside<'a, DB: Sealed, S: Shape<DB>> {
     /// Messages whose end is not written.
     left: usize,
     mark: i32,
+    /// Until when the run is surely ours, where no transaction of ours holds it.
+    until: Instant,
     /// What the handlers need is down.
     down: bool,
     /// Failures of the database in a row.
@@ -136,6 +138,7 @@ pub(super) async fn inside<DB: Sealed, S: Shape<DB>>(
         queue: VecDeque::from([Part::of((0..count).collect())]),
         left: count,
         mark: 0,
+        until: run.until,
         down: false,
         failures: 0,
         report: Report::default(),
@@ -194,6 +197,7 @@ impl<DB: Sealed, S: Shape<DB>> Inside<'_, DB, S> {
     /// Tries these, in order, in one transaction.
     async fn trial(&mut self, places: &[usize]) -> Result<Vec<End>, Stop<S::Error>> {
         self.mark = self.mark.wrapping_add(1);
+        self.prolong().await?;
         let mut tx = self.core.begin().await?;
         match self.hold(&mut tx).await {
             Ok(true) => {}
@@ -221,6 +225,19 @@ impl<DB: Sealed, S: Shape<DB>> Inside<'_, DB, S> {
             }
             Err(Left::Close(stop)) => Err(stop),
         }
+    }
+
+    /// What a transaction that was rolled back had prolonged is as it was before.
+    async fn prolong(&mut self) -> Result<(), Stop<S::Error>> {
+        let now = Instant::now();
+        if self.until.saturating_duration_since(now) > self.run.lease * 2 / 3 {
+            return Ok(());
+        }
+        match self.core.prolong(self.run).await? {
+            true => self.until = now + self.run.lease,
+            false => return Err(Stop::TakenOver),
+        }
+        Ok(())
     }
 
     async fn hold(&self, tx: &mut Tx<DB>) -> Result<bool, Fault> {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::crew::{Crew, Halt, Report, outcome_of};
+use crate::identity::{Encoder, Identity, Key, Scope};
 use crate::inbox::Message;
 use crate::inbox::core::Core;
 use crate::inbox::queue::{End, Ended, How, Run, Taken};
@@ -170,7 +171,7 @@ impl<'a, DB: Sealed> Outside<'a, DB> {
     fn new(core: &'a Core<DB>, crew: &'a Crew, run: &'a Arc<Run>, tell: &'a UnboundedSender<Call>) -> Self {
         let owner = Owner::new(core.base.random());
         let fence = Fence::new(run.number.cast_unsigned());
-        let slot = |taken: &Taken| Slot::new(key_of(taken), Token { owner, fence });
+        let slot = |taken: &Taken| Slot::new(key_of(&core.scope, taken), Token { owner, fence });
         // The lease was granted a little before it was known.
         let sent = run.until.checked_sub(run.lease).unwrap_or(run.until);
         let hold = Hold::new(run.taken.iter().map(slot).collect(), sent, run.lease);
@@ -217,7 +218,7 @@ impl<'a, DB: Sealed> Outside<'a, DB> {
         let span = match self.crew.wants_spans() {
             true => {
                 let process = Process::new(&self.crew.group, &taken.message, taken.attempt);
-                self.crew.span(&process.idempotency_key(&key_of(taken)))
+                self.crew.span(&process.idempotency_key(&claim.idempotency_key()))
             }
             false => tracing::Span::none(),
         };
@@ -380,8 +381,17 @@ impl<E> Drop for Joined<E> {
     }
 }
 
-fn key_of(taken: &Taken) -> crate::identity::Key {
-    let mut bytes = [0; 16];
-    bytes[8..].copy_from_slice(&taken.id.to_be_bytes());
-    crate::identity::Key::from_bytes(bytes)
+/// What a resource may know the message by: the same for every attempt, in every process.
+fn key_of(scope: &Scope, taken: &Taken) -> Key {
+    let message = &taken.message;
+    let encoded = || {
+        let mut into = Encoder::new();
+        into.text("message")?;
+        into.text(message.topic())?;
+        into.integer(message.partition())?;
+        into.integer(message.offset())?;
+        into.finish()
+    };
+    // Topics have short names: it can be encoded.
+    encoded().map_or_else(|_| scope.key_of(&Identity::integer(taken.id)), |identity| scope.key_of(&identity))
 }
