@@ -2,7 +2,7 @@
 //!
 //! It takes in all that is waiting (messages, answers of the store, handlers that ended), tells the engine, and does what the engine says,
 //! until nothing is left; then it waits. So whatever came meanwhile goes together: batches are as large as what is waiting, and there
-//! is no timer.
+//! is no timer. More messages are taken in when what is in hand has come as far as it can: what is not in hand costs nothing.
 //!
 //! - [`slab`] keeps the messages in hand, [`periods`] their assignments.
 //! - [`mod@bench`] polls handlers for the first time, here; those that wait are taken along by a task, with what is chained to them.
