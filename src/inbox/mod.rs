@@ -23,7 +23,7 @@
 //! its transactions), implemented for `store::{postgres::Postgres, mysql::Mysql, sqlite::Sqlite}` in the room's `postgres.rs`, `mysql.rs` and
 //! `sqlite.rs`. [`Sql`] below gathers them, and is implied wherever a function is generic over `DB: Sealed`: there, `DB::DIALECT.any_function(…)`.
 
-#![allow(dead_code, reason = "the rooms are being filled")]
+#![allow(dead_code, reason = "tests and single features alone ask for some of it")]
 
 mod accept;
 #[cfg(feature = "simulator")]

@@ -21,6 +21,7 @@ const LATEST: i64 = (1 << 62) - 1;
 
 /// What became of a message in the transaction.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "kafka"), allow(unreachable_pub, reason = "the consumer names it"))]
 pub enum Brought {
     New(MessageId),
     /// The same message stands, under this id.
@@ -38,6 +39,7 @@ pub enum Brought {
 
 /// Why a message cannot be taken in.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "kafka"), allow(unreachable_pub, reason = "the consumer names it"))]
 pub enum Refusal {
     Identity(IdentityError),
     /// Bytes of its payload.
@@ -75,6 +77,7 @@ impl Brought {
 
 /// A statement that failed.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "kafka"), allow(unreachable_pub, reason = "the consumer names it"))]
 pub struct BringError(Fault);
 
 impl From<Fault> for BringError {
