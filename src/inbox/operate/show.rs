@@ -213,7 +213,7 @@ type Whole = (Listed, i64, Vec<(String, Option<Vec<u8>>)>, Option<Vec<u8>>);
 fn read_whole(row: &mut Row) -> Result<Whole, Fault> {
     let (message, run) = read_message(row)?;
     // What of an open row that is not there was left unread.
-    let (headers, original) = row.last_two()?;
+    let [headers, original] = row.last_two()?;
     let headers = Headers::unpack(headers)
         .ok_or_else(|| Fault::Corrupt("a message's headers are not what this crate writes.".into()))?;
     let headers = headers.iter().map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect();

@@ -98,12 +98,12 @@ impl Row {
     }
 
     /// The last two columns, whatever stands before them: bytes, or null.
-    pub(crate) fn last_two(&mut self) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>), Fault> {
+    pub(crate) fn last_two(&mut self) -> Result<[Option<Vec<u8>>; 2], Fault> {
         let skip = self.0.len().checked_sub(2).ok_or_else(odd)?;
         for _ in 0..skip {
             self.0.next();
         }
-        Ok((self.maybe_bytes()?, self.maybe_bytes()?))
+        Ok([self.maybe_bytes()?, self.maybe_bytes()?])
     }
 
     /// The next column: bytes.
