@@ -68,6 +68,8 @@ struct One {
     /// Its effect happened at least once, and its handler said so.
     handled: bool,
     lettered: bool,
+    /// It is in no log any more.
+    gone: bool,
     /// Processes in which its handler came through.
     through: Vec<u32>,
     /// The attempt that it was claimed for last.
@@ -187,6 +189,11 @@ impl Checker {
             What::Asked { epoch, offset } if self.epochs[epoch as usize].over => {
                 return broken("commits", format!("offset {offset} asked for, for assignment {epoch}, which is over"));
             }
+            What::Begins { partition, offset } => {
+                for message in &plan.logs[partition as usize].messages {
+                    self.messages[*message as usize].gone |= plan.messages[*message as usize].offset < offset;
+                }
+            }
             What::SetBack { partition, offset } => {
                 let at = partition as usize;
                 self.committed[at] = offset;
@@ -270,6 +277,9 @@ impl Checker {
     fn is_through(&self, plan: &Plan, message: u32, policy: Policy) -> bool {
         let one = &plan.messages[message as usize];
         let own = &self.messages[message as usize];
+        if own.gone {
+            return true;
+        }
         if plan.is_transactional() {
             return self.is_through_in_database(plan, message, policy);
         }
@@ -342,6 +352,8 @@ impl Checker {
         }
         let lane = match (plan.config.order, one.lane) {
             _ if plan.config.step_aside => return Ok(()),
+            // What left the log while it was in hand was passed as it left.
+            _ if self.messages[message as usize].gone => return Ok(()),
             (Order::Partition, _) => 0,
             (Order::Key, Some(lane)) => lane as usize,
             _ => return Ok(()),
@@ -558,6 +570,11 @@ impl Checker {
             return Vec::new();
         }
         let is_open = |known: &Known| known.first != NOTHING && known.succeeded == NOTHING && known.dead == NOTHING;
-        self.known.iter().enumerate().filter(|(_, known)| is_open(known)).map(|(at, _)| at).collect()
+        let gone = |identity: usize| {
+            let same = |one: &super::plan::Message| one.identity == Some(identity as u32);
+            plan.messages.iter().zip(&self.messages).any(|(one, own)| own.gone && same(one))
+        };
+        let open = self.known.iter().enumerate().filter(|(_, known)| is_open(known)).map(|(at, _)| at);
+        open.filter(|at| !gone(*at)).collect()
     }
 }

@@ -482,7 +482,11 @@ impl World {
                 return;
             };
             let log = &self.plan.logs[partition].messages;
-            let behind = log.iter().find(|message| !window.is_finished(self.plan.messages[**message as usize].offset));
+            let begins = self.begins[partition];
+            let behind = log.iter().find(|message| {
+                let offset = self.plan.messages[**message as usize].offset;
+                offset >= begins && !window.is_finished(offset)
+            });
             if let Some(message) = behind {
                 self.violate(
                     "window",

@@ -68,6 +68,14 @@ impl World {
                 self.kill_database();
             }
             Fault::Forget => self.store.records.fill(None),
+            Fault::Retain(partition) => self.retain(partition, self.committed[partition]),
+            Fault::Expire(partition) => {
+                let log = &self.plan.logs[partition].messages[..self.visible[partition]];
+                let end = log.last().map_or(0, |last| self.plan.messages[*last as usize].offset + 1);
+                let committed = self.committed[partition];
+                let far = self.random.below((end - committed).max(0) as u64 + 1) as i64;
+                self.retain(partition, committed + far / 2);
+            }
             Fault::WorkerCrash(worker) => self.worker_crashes(worker),
             Fault::WorkerPause(worker, long) => {
                 if let Some(one) = self.inbox.as_mut().and_then(|inbox| inbox.workers.get_mut(worker)) {
@@ -97,6 +105,14 @@ impl World {
                     }
                 }
             }
+        }
+    }
+
+    /// What lies before an offset is gone.
+    fn retain(&mut self, partition: usize, offset: i64) {
+        if offset > self.begins[partition] {
+            self.begins[partition] = offset;
+            self.log(0, What::Begins { partition: partition as u32, offset });
         }
     }
 

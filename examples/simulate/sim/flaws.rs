@@ -52,6 +52,10 @@ pub enum DriverFlaw {
     DoubtLocksRecords,
     /// A message given up is not told to the database.
     DeadNotTold,
+    /// What lies between where a log begins and its end is passed where an offset is out of range.
+    ResetToLatest,
+    /// A member with a name of its own that is started again begins where it had got to, rather than where it had committed.
+    NamedGoesOn,
     /// A run takes what comes, whatever lies before it in its lane.
     TakeWithoutLanes,
     /// A run takes what lies behind a message that waits or is in another's hands.
@@ -107,7 +111,7 @@ pub const ENGINE: [Flaw; 12] = [
 ];
 
 /// All of the driver's.
-pub const DRIVER: [DriverFlaw; 37] = [
+pub const DRIVER: [DriverFlaw; 39] = [
     DriverFlaw::JoinedKey,
     DriverFlaw::SettleWithoutToken,
     DriverFlaw::DeleteOnError,
@@ -130,6 +134,8 @@ pub const DRIVER: [DriverFlaw; 37] = [
     DriverFlaw::LostReplyRolledBack,
     DriverFlaw::DoubtLocksRecords,
     DriverFlaw::DeadNotTold,
+    DriverFlaw::ResetToLatest,
+    DriverFlaw::NamedGoesOn,
     DriverFlaw::TakeWithoutLanes,
     DriverFlaw::TakePastWaiting,
     DriverFlaw::TakeWithoutLock,

@@ -70,6 +70,10 @@ impl World {
         kafka.waiting = self.plan.protocol != Protocol::Next;
         let owned: Vec<u32> = kafka.owned.iter().map(|owned| owned.partition as u32).collect();
         let at = self.group.find(process);
+        if at.is_none() && self.take_over(process) {
+            return;
+        }
+        let at = self.group.find(process);
         let at = at.unwrap_or_else(|| {
             self.group.members.push(Member {
                 process: process as u32,
@@ -94,6 +98,35 @@ impl World {
                 self.try_complete();
             }
         }
+    }
+
+    /// Somebody with this process's name is a member: the process takes its place, and nobody else hears of it.
+    fn take_over(&mut self, process: usize) -> bool {
+        let (now, place) = (self.now, self.processes[process].place);
+        let same = |member: &Member| self.processes[member.process as usize].place == place;
+        let Some(at) = self.group.members.iter().position(same).filter(|_| self.plan.named) else { return false };
+        let rounds = self.plan.protocol != Protocol::Next;
+        let preparing = self.group.is_preparing();
+        let member = &mut self.group.members[at];
+        let before = std::mem::replace(&mut member.process, process as u32) as usize;
+        member.last_heard = now;
+        let owned = member.owned.clone();
+        owned.iter().for_each(|partition| self.ungrant(before, *partition));
+        let member = &mut self.group.members[at];
+        if !rounds {
+            // What it is to have is told anew.
+            (member.owned, member.generation) = (Vec::new(), 0);
+            return true;
+        }
+        if preparing {
+            (member.owned, member.joined) = (Vec::new(), true);
+            self.try_complete();
+            return true;
+        }
+        let generation = member.generation;
+        owned.iter().for_each(|partition| self.log(process, What::Granted { partition: *partition }));
+        self.respond(process, Response { join: 0, generation, add: owned, revoke: Vec::new(), whole: true });
+        true
     }
 
     fn ungrant(&mut self, process: usize, partition: u32) {

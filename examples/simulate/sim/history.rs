@@ -154,6 +154,11 @@ pub enum What {
         partition: u32,
         offset: i64,
     },
+    /// A partition's log begins there from now on.
+    Begins {
+        partition: u32,
+        offset: i64,
+    },
     /// A committed offset was set back.
     SetBack {
         partition: u32,

@@ -56,6 +56,14 @@ impl World {
             let at = (first + at) % partitions;
             loop {
                 let owned = &mut one.kafka.owned[at];
+                let begins = self.begins[owned.partition];
+                let log = &self.plan.logs[owned.partition].messages;
+                let gone = |message: &u32| self.plan.messages[*message as usize].offset < begins;
+                if log.get(owned.place).is_some_and(gone) {
+                    // Out of range: reset to where the log begins.
+                    let latest = self.flaws.driver == Some(DriverFlaw::ResetToLatest);
+                    owned.place = if latest { self.visible[owned.partition] } else { log.partition_point(gone) };
+                }
                 if owned.paused || !owned.ready || owned.place >= self.visible[owned.partition] {
                     break;
                 }
@@ -65,6 +73,8 @@ impl World {
                 }
                 let number = self.plan.logs[owned.partition].messages[owned.place];
                 owned.place += 1;
+                let reached = self.delivered[owned.partition].1.max(owned.place);
+                self.delivered[owned.partition] = (one.place, reached);
                 let epoch = owned.epoch;
                 let message = &self.plan.messages[number as usize];
                 let partition = owned.partition;
@@ -146,7 +156,10 @@ impl World {
             if now > since + self.plan.max_poll {
                 // The client itself gives its membership up; the thread hears of it when it polls again.
                 self.log(process, What::Note("poll interval exceeded"));
-                self.remove_member(process);
+                // One with a name does not leave: it is not heard of any more.
+                if !self.plan.named {
+                    self.remove_member(process);
+                }
             } else {
                 self.group.heard(process, now);
             }
@@ -285,7 +298,9 @@ impl World {
             Busy::Ending => {
                 let owned = std::mem::take(&mut kafka.owned);
                 owned.iter().for_each(|owned| self.log(process, What::Over { epoch: owned.epoch, lost: false }));
-                self.remove_member(process);
+                if !self.plan.named {
+                    self.remove_member(process);
+                }
                 self.log(process, What::Left);
                 self.vacate(process);
             }
@@ -339,6 +354,11 @@ impl World {
             let log = &self.plan.logs[at];
             let place =
                 log.messages.partition_point(|message| self.plan.messages[*message as usize].offset < committed);
+            // Whoever is known by name begins where he left off, as the broker knows it: not where he had got to.
+            let (by, reached) = self.delivered[at];
+            let goes_on = self.flaws.driver == Some(DriverFlaw::NamedGoesOn) && self.plan.named;
+            let goes_on = goes_on && by == self.processes[process].place;
+            let place = if goes_on { place.max(reached) } else { place };
             let known = committed > 0 && !self.random.chance(self.weather.committed_unknown);
             assigned.push(Assigned {
                 topic: log.topic.clone(),
@@ -369,6 +389,7 @@ impl World {
         if self.committed[partition] > 0 && self.random.chance(self.weather.committed_lost) {
             let committed = self.committed[partition] as u64;
             let offset = if self.random.chance(5_000) { 0 } else { self.random.below(committed) as i64 };
+            let offset = offset.max(self.begins[partition].min(self.committed[partition]));
             self.committed[partition] = offset;
             self.log(process, What::SetBack { partition: partition as u32, offset });
         }

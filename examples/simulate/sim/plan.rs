@@ -2,6 +2,8 @@
 //!
 //! Each kind of fault is on or off for the whole seed, so that there are calm worlds, worlds with one fault, and worlds with all of them.
 
+mod trouble;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -128,6 +130,9 @@ pub enum Fault {
     /// A worker of the inbox ends at once; stands still.
     WorkerCrash(usize),
     WorkerPause(usize, Micros),
+    /// A partition's log begins where the group has committed; a part of what it has not goes with it.
+    Retain(usize),
+    Expire(usize),
 }
 
 /// Chances in ten thousand, each of one call or step.
@@ -173,6 +178,8 @@ pub struct Plan {
     /// How long a statement waits for a lock.
     pub lock_wait: Micros,
     pub protocol: Protocol,
+    /// Members have names of their own (`group.instance.id`): one that is started again goes on with what it had.
+    pub named: bool,
     pub config: Config,
     /// Messages without identity are refused; if not, they are handled without a claim.
     pub refuse: bool,
@@ -253,6 +260,7 @@ impl Plan {
             inbox,
             together: later.chance(2_000),
             lock_wait: later.pick(&[50 * MS, SECOND]),
+            named: own.chance(2_500),
             protocol: r.pick(&[Protocol::Eager, Protocol::Cooperative, Protocol::Next]),
             config,
             refuse: r.chance(3_000),
@@ -274,7 +282,7 @@ impl Plan {
             pace: r.pick(&[0, 2 * MS, 20 * MS, 150 * MS]),
             round_trip: r.pick(&[200, 2 * MS, 20 * MS]),
             prompt: r.chance(5_000),
-            weather: if calm { Weather::default() } else { weather(r) },
+            weather: if calm { Weather::default() } else { trouble::weather(r) },
             faults: Vec::new(),
             heal_at,
         };
@@ -295,8 +303,9 @@ impl Plan {
         }
         plan.find_groups();
         if !calm {
-            faults(r, &mut plan);
+            trouble::faults(r, &mut plan);
             plan.worker_faults(own);
+            trouble::retention(own, &mut plan);
             if mode == Mode::Dedup && !plan.config.settle_first && !plan.has_conflicts() && later.chance(1_500) {
                 plan.faults.push((later.below(heal_at), Fault::Forget));
                 plan.faults.sort_by_key(|(at, _)| *at);
@@ -361,8 +370,9 @@ impl Plan {
         };
         let ms = |micros: Micros| micros / MS;
         format!(
-            "seed {seed}: {mode}, {protocol:?}, {} messages in {} partitions, {} of {} members, lease {} ms, session {} ms, poll interval {} ms, drain {} ms, \
+            "seed {seed}: {mode}, {protocol:?}{}, {} messages in {} partitions, {} of {} members, lease {} ms, session {} ms, poll interval {} ms, drain {} ms, \
              poll {}, pace {} ms, heals at {} ms\n  {config:?}\n  {weather:?}\n  {faults:?}",
+            if self.named { ", named" } else { "" },
             self.messages.len(),
             self.logs.len(),
             self.members,
@@ -548,60 +558,4 @@ fn messages(r: &mut Random, plan: &mut Plan) {
             plan.messages.iter_mut().filter(|one| one.identity == killer).for_each(|one| one.kind = Kind::Killer);
         }
     }
-}
-
-fn weather(r: &mut Random) -> Weather {
-    let heavy = r.chance(3_000);
-    let mut rate = |light: u32, much: u32| if r.chance(4_500) { if heavy { much } else { light } } else { 0 };
-    Weather {
-        request_lost: rate(200, 1_500),
-        reply_lost: rate(200, 1_500),
-        late: rate(100, 600),
-        partial: rate(100, 600),
-        slow: rate(200, 1_000),
-        commit_fails: rate(1_000, 5_000),
-        commit_reply_lost: rate(1_000, 3_000),
-        letter_fails: rate(2_000, 5_000),
-        letter_reply_lost: rate(2_000, 3_000),
-        renewal_lost: rate(2_000, 5_000),
-        handler_fails: rate(100, 800),
-        fails_after_effect: rate(50, 300),
-        handler_hangs: rate(20, 100),
-        crash_at_step: rate(15, 60),
-        committed_unknown: rate(3_000, 3_000),
-        committed_lost: 0,
-        aborts: 0,
-    }
-}
-
-fn faults(r: &mut Random, plan: &mut Plan) {
-    let end = plan.heal_at;
-    let long = plan.lease.max(plan.session) + SECOND;
-    let mut faults = Vec::new();
-    for kind in 0..10_u32 {
-        if !r.chance(3_500) {
-            continue;
-        }
-        for _ in 0..r.between(1, 4) {
-            // Early rather than late: that is when there is work.
-            let at = r.below(end) * r.between(1, 4) / 4;
-            let place = r.index(plan.places);
-            let fault = match kind {
-                0 => Fault::Crash(place),
-                1 => Fault::Pause(place, r.between(SECOND / 2, long + 3 * SECOND)),
-                2 => Fault::Stall(place, r.between(SECOND / 2, plan.max_poll + 3 * SECOND)),
-                3 => Fault::Jump(place, r.between(MS, 20 * SECOND)),
-                4 => Fault::StoreJump(r.between(MS, 2 * plan.lease)),
-                5 => Fault::StoreDown(r.between(100 * MS, 8 * SECOND)),
-                6 => Fault::DownstreamDown(r.between(100 * MS, 8 * SECOND)),
-                7 => Fault::BrokerDown(r.between(100 * MS, 3 * SECOND)),
-                8 if r.chance(5_000) => Fault::Leave(place),
-                8 => Fault::Join(place),
-                _ => Fault::Again(place),
-            };
-            faults.push((at, fault));
-        }
-    }
-    faults.sort_by_key(|(at, _)| *at);
-    plan.faults = faults;
 }

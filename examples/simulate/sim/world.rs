@@ -131,6 +131,10 @@ pub struct World {
     pub visible: Vec<usize>,
     pub produced: usize,
     pub committed: Vec<i64>,
+    /// Where each log begins.
+    pub begins: Vec<i64>,
+    /// Places up to which each was delivered, to whom: for a flaw.
+    pub delivered: Vec<(usize, usize)>,
     pub commits: Vec<Commit>,
     pub letters: Vec<Letters>,
     pub group: Group,
@@ -184,6 +188,8 @@ impl World {
             visible: vec![0; plan.logs.len()],
             produced: 0,
             committed: vec![0; plan.logs.len()],
+            begins: vec![0; plan.logs.len()],
+            delivered: vec![(0, 0); plan.logs.len()],
             commits: Vec::new(),
             letters: Vec::new(),
             group: Group::default(),
@@ -491,7 +497,7 @@ impl World {
     fn lags(&self) -> Vec<usize> {
         let lag = |(at, log): (usize, &super::plan::Log)| {
             // Where there is a window, it says where to go on.
-            let committed = self.committed[at].max(self.db.mark(at).unwrap_or(0));
+            let committed = self.committed[at].max(self.db.mark(at).unwrap_or(0)).max(self.begins[at]);
             let behind = |message: &&u32| self.plan.messages[**message as usize].offset >= committed;
             log.messages.iter().rev().take_while(behind).count()
         };
