@@ -304,8 +304,11 @@ impl Headers {
     }
 }
 
+/// A header's name and value, and what is behind it.
+type First<'p> = (&'p str, Option<&'p [u8]>, &'p [u8]);
+
 /// The first header, and what is behind it.
-fn first(packed: &[u8]) -> Option<(&str, Option<&[u8]>, &[u8])> {
+fn first(packed: &[u8]) -> Option<First<'_>> {
     let (length, rest) = packed.split_first_chunk()?;
     let (name, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
     let (length, rest) = rest.split_first_chunk()?;
