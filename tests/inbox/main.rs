@@ -12,7 +12,6 @@ mod accept_consumer;
 mod accept_faults;
 #[path = "../transaction/base.rs"]
 mod base;
-mod model;
 mod operate;
 mod operate_desk;
 mod operate_look;
