@@ -31,6 +31,9 @@ pub(crate) struct RunRow {
 /// The columns of [`RunRow`].
 pub(crate) const RUN: &str = "run, began, ended, mark, owner, taken, done";
 
+/// An edited payload: id, generation, payload.
+pub(crate) type Edited = (i64, i64, Option<Vec<u8>>);
+
 /// Statements, and how they are run. All run inside a transaction.
 pub(crate) trait Sql: Transact {
     /// The clock in milliseconds, as an expression.
@@ -115,7 +118,7 @@ pub(crate) trait Sql: Transact {
         &self,
         conn: &mut Conn<Self>,
         text: String,
-    ) -> impl Future<Output = Result<Vec<(i64, i64, Option<Vec<u8>>)>, sqlx::Error>> + Send;
+    ) -> impl Future<Output = Result<Vec<Edited>, sqlx::Error>> + Send;
 
     /// Tells those who listen, when the transaction commits.
     fn notice(_channel: &str) -> Option<String> {
@@ -171,7 +174,7 @@ macro_rules! asked {
             &self,
             conn: &mut $conn,
             text: String,
-        ) -> Result<Vec<(i64, i64, Option<Vec<u8>>)>, sqlx::Error> {
+        ) -> Result<Vec<crate::inbox::queue::dialect::Edited>, sqlx::Error> {
             use sqlx::Row as _;
             let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(text)).fetch_all(conn).await?;
             let read =
