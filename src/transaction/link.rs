@@ -100,7 +100,7 @@ impl<DB: Sealed> Tx<DB> {
 
     /// The transaction is over: the connection stays in hand, or goes back as it came.
     async fn give_back(&mut self) {
-        if !self.conn.as_ref().is_some_and(|spare| Manager::<DB::Dialect>::get_transaction_depth(&spare.conn) == 0) {
+        if self.conn.as_ref().is_none_or(|spare| Manager::<DB::Dialect>::get_transaction_depth(&spare.conn) != 0) {
             return;
         }
         if let Some(spare) = self.conn.take()
