@@ -81,10 +81,10 @@ pub mod engine;
 mod engine;
 pub mod frontier;
 pub mod identity;
-#[cfg(feature = "kafka")]
-mod kafka;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub mod inbox;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod level;
 pub mod message;
 pub mod observe;

@@ -65,9 +65,9 @@ mod error;
 mod finding;
 mod gate;
 mod handling;
-pub mod letter;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 mod inbox;
+pub mod letter;
 mod link;
 mod look;
 mod memory;

@@ -254,6 +254,10 @@ impl<DB: Database, S: Shape<DB>> Work<DB> for Working<'_, S> {
         S::TOGETHER
     }
 
+    async fn ready(&self, messages: usize) -> Result<(), StoreError> {
+        self.shape.ready(messages).await
+    }
+
     fn passes(&self, left: &S::Left) -> bool {
         self.shape.passes(left)
     }

@@ -13,7 +13,7 @@ use crate::identity::{FingerprintBy, Identify, OnMissing, Scope};
 use crate::store::sql::{Dialect, Fault};
 use crate::store::{Report, Retention, StoreError};
 use crate::transaction::sealed::Sealed;
-use crate::transaction::{self, Committed, Transactional, TransactionalDatabase, Tx};
+use crate::transaction::{self, Committed, Transact as _, Transactional, TransactionalDatabase, Tx};
 use crate::wrapper::OnConflict;
 
 /// How many ids an inbox has: those of inbox n begin at n times this.
@@ -65,7 +65,7 @@ impl<DB: Sealed> Core<DB> {
         first..first + IDS
     }
 
-    /// What is kept in order: a digest of scope, topic and key; of scope, topic and partition where there is no key, as everywhere in this crate.
+    /// What is kept in order: a digest of scope, topic and key; of scope, topic and partition where there is no key.
     pub(crate) fn lane(&self, topic: &str, key: Option<&[u8]>, partition: i32) -> i64 {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.number.to_be_bytes());
@@ -111,7 +111,7 @@ impl<DB: Sealed> Core<DB> {
 
     /// The database's clock in milliseconds, as an expression.
     pub(crate) fn clock(&self) -> String {
-        DB::DIALECT.now(Duration::from_secs(1))
+        DB::DIALECT.clock()
     }
 }
 

@@ -114,7 +114,8 @@ impl<DB: Sealed> Core<DB> {
         let mut asking = self.base.asking(OPERATION);
         loop {
             match self.forget_dead(&ids, keep).await {
-                Ok(removed) => return Ok((removed, ids.len() < most)),
+                // Rows that nothing stands behind any more would be looked at for ever.
+                Ok(removed) => return Ok((removed, ids.len() < most || removed == 0)),
                 Err(fault) => asking.wait(fault).await?,
             }
         }

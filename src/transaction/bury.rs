@@ -13,7 +13,7 @@ use super::windows::Verdict;
 use crate::record::{Fence, Owner, Record, Sighting, State};
 use crate::store::StoreError;
 use crate::store::cells::Change;
-use crate::store::sql::Fault;
+use crate::store::sql::{Dialect, Fault};
 
 /// What became of a message that was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +32,14 @@ impl<DB: Sealed> Core<DB> {
     /// [`StoreError`], retryable where the database could not be reached.
     pub(crate) async fn bury(&self, items: &[Item]) -> Result<Vec<Buried>, StoreError> {
         let mut buried = Vec::with_capacity(items.len());
+        let mut asked = true;
         for item in items {
-            buried.push(self.bury_one(item).await.ok());
+            let one = if asked { Some(self.bury_one(item).await) } else { None };
+            // Only a lock on one message says nothing of the others.
+            if let Some(Err(fault)) = &one {
+                asked = DB::Dialect::LOCKS_ROWS && matches!(fault, Fault::Contended(_) | Fault::Locked(_));
+            }
+            buried.push(one.and_then(Result::ok));
         }
         // One that somebody is handling at this moment keeps none of the others waiting.
         let mut all = Vec::with_capacity(items.len());

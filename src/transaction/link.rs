@@ -44,7 +44,8 @@ impl<DB: Sealed> Tx<DB> {
         let begun = match &mut tx.conn {
             Some(spare) => {
                 if spare.set.is_some_and(|patience| patience != how.patience) {
-                    DB::DIALECT.restore(&mut spare.conn).await.map_err(|error| sorted::<DB::Dialect>(&error))?;
+                    let restored = DB::DIALECT.restore(&mut spare.conn).await;
+                    restored.map_err(|error| sorted::<DB::Dialect>(&error)).inspect_err(|_| spares.distrust())?;
                     spare.set = None;
                 }
                 how.again = spare.set.is_some();

@@ -84,6 +84,11 @@ pub(crate) trait Work<DB: Database> {
     /// Whether it takes all messages at once.
     fn together(&self) -> bool;
 
+    /// Gets what it needs for so many messages, before each transaction, while no connection is held.
+    fn ready(&self, _messages: usize) -> impl Future<Output = Result<(), StoreError>> {
+        std::future::ready(Ok(()))
+    }
+
     /// Whether the window may pass a message of which this came. Where it may not, the message is handled, and will be again.
     fn passes(&self, _: &Self::Value) -> bool {
         true

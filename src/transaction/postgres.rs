@@ -28,11 +28,19 @@ fn bound(sources: &[Source]) -> Result<PgArguments, Error> {
 }
 
 impl Transact for Postgres {
+    // Without the store's wait for locks, which would last until the transaction ends.
+    fn clock(&self) -> String {
+        "(SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint)".into()
+    }
+
     const ROLLS_BACK: bool = false;
 
     async fn begin(&self, conn: &mut PgConnection, how: Beginning) -> Result<(), Error> {
         // One message, one round trip; the settings end with the transaction.
-        let longest = how.longest.map(|longest| format!("; SET LOCAL statement_timeout = {}", millis(longest)));
+        // Our own statements may wait for a lock besides.
+        let longest =
+            how.longest.map(|longest| longest.saturating_add(how.patience).saturating_add(Duration::from_secs(1)));
+        let longest = longest.map(|longest| format!("; SET LOCAL statement_timeout = {}", millis(longest)));
         let text = format!(
             "BEGIN; SET LOCAL lock_timeout = {}{}{}",
             millis(how.patience),

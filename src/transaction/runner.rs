@@ -196,6 +196,13 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
         if part.places.is_empty() {
             return;
         }
+        if let Err(error) = self.work.ready(part.places.len()).await {
+            let rest = std::mem::take(&mut self.queue);
+            for part in std::iter::once(part).chain(rest) {
+                self.unknown(part, &error);
+            }
+            return;
+        }
         let tried = self.core.trial(&mut self.batch, &part.places, self.work, part.brief, part.careful).await;
         let stop = match tried {
             Ok(outcomes) => {
@@ -273,6 +280,11 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
                     _ => pause(failures, self.core.random()),
                 };
                 if since.elapsed() + delay >= self.core.settings.store_patience {
+                    if matches!(fault, Fault::Locked(_)) && DB::Dialect::LOCKS_ROWS {
+                        // It says nothing of the others.
+                        self.down = None;
+                        return self.park(part);
+                    }
                     return self.give_up(part, &fault);
                 }
                 tokio::time::sleep(delay).await;
@@ -317,7 +329,7 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
                 Err(error) => return self.unknown(part, &error),
             };
         // What came after it in other handlers, none of which was looked after, stands where statements commit by themselves then.
-        let gone = !all || self.work.together() || DB::Dialect::LOCKS_ROWS;
+        let gone = !all || self.work.together() || DB::Dialect::LOCKS_ROWS || why.is_some();
         if !found && why.is_some() && DB::Dialect::ROLLS_BACK && gone {
             // As a deadlock does.
             part.over += 1;

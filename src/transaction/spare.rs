@@ -22,6 +22,8 @@ use crate::store::sql::Dialect;
 const REST: Duration = Duration::from_millis(20);
 /// For so long a connection is kept that is needed all the time: the pool is to see it now and then, for its own rules.
 const LONGEST: Duration = Duration::from_secs(1);
+/// For so long a connection may take to be put back as it was.
+const RESTORING: Duration = Duration::from_secs(5);
 /// Connections that are kept, at most.
 const MOST: usize = 4;
 
@@ -165,7 +167,9 @@ impl<DB: Sealed> Drop for Watch<DB> {
 
 /// Gives a connection back as it came; one that cannot be put back as it was is closed.
 pub(super) async fn give_back<DB: Sealed>(mut spare: Spare<DB>) {
-    if spare.set.is_some() && DB::DIALECT.restore(&mut spare.conn).await.is_err() {
+    if spare.set.is_some()
+        && !matches!(tokio::time::timeout(RESTORING, DB::DIALECT.restore(&mut spare.conn)).await, Ok(Ok(())))
+    {
         tracing::debug!(database = DB::Dialect::NAME, "a connection could not be put back as it was: it is closed");
         spare.conn.close_on_drop();
     }

@@ -253,7 +253,6 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                 if !self.ran {
                     // Nothing ran before it: its attempt is known.
                     batch.decided[at] = Some(why);
-                    return Err(Left::Rollback(Stop::Again));
                 }
                 return Err(Left::Rollback(Stop::Careful));
             }

@@ -238,7 +238,7 @@ everywhere! {
         let shop = Shop::<DB>::open().await;
         shop.stock(0, 30, 3).await;
         let effects = shop.effects.clone();
-        let worker = shop.worker().await.order(Order::Key).handler_timeout(Duration::from_secs(5));
+        let worker = shop.worker().await.order(Order::Key).handler_timeout(Duration::from_secs(5)).lease(Duration::from_secs(30));
         let summary = shop
             .work(worker, async move |m: Message, tx: &mut DB::Connection| {
                 DB::effect(tx, &effects, id_of(&m)).await?;

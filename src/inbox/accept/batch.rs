@@ -137,6 +137,10 @@ impl<DB: TransactionalDatabase, M: MessageView> Work<DB> for Bringing<'_, DB, M>
         true
     }
 
+    async fn ready(&self, messages: usize) -> Result<(), StoreError> {
+        self.core.ready(messages).await
+    }
+
     fn passes(&self, value: &Brought) -> bool {
         value.passes()
     }
@@ -232,7 +236,12 @@ impl<DB: TransactionalDatabase> Core<DB> {
                 continue;
             }
             outcomes.push(None);
-            items.push(if placed(message) { item } else { Item { spot: None, ..item } });
+            // What waits holds back what comes after it in its lane.
+            let row = self.lane(message.topic(), message.key(), message.partition()).cast_unsigned();
+            items.push(match placed(message) {
+                true => Item { row: Some(row), ..item },
+                false => Item { spot: None, ..item },
+            });
             bringing.messages.push(message);
         }
         let ran = base.run(&items, &bringing, Rules { bury: false, retry: Retry::none() }).await;
@@ -274,7 +283,9 @@ impl<DB: TransactionalDatabase> Core<DB> {
             }
             // What the database refused for a while is asked again.
             Outcome::Known(_) | Outcome::NotBegun => Err(AcceptError::Busy { at: at() }),
-            Outcome::Failed(Failed { why: Why::Handler(Failure::Error(error)), .. }) => database(error.to_string()),
+            Outcome::Failed(Failed { why: Why::Handler(Failure::Error(error)), .. }) => {
+                Err(AcceptError::Database(error.error(<DB::Dialect as crate::store::sql::Dialect>::NAME)))
+            }
             Outcome::Failed(Failed { why: Why::Handler(failure), .. }) => database(failure.to_string()),
             Outcome::Failed(Failed { why: Why::Misused(misuse), .. }) => database(misuse.to_string()),
             Outcome::Fenced => Err(AcceptError::Fenced { at: at() }),

@@ -10,6 +10,7 @@ use crate::inbox::core::Core;
 use crate::inbox::message::{Form, Headers, MessageId};
 use crate::message::MessageView;
 use crate::record::{Origin, Seen};
+use crate::store::StoreError;
 use crate::store::sql::{Conn, Fault};
 use crate::transaction::sealed::Sealed;
 use crate::wrapper::{ErrorClass, HandlerError, OnConflict};
@@ -83,6 +84,12 @@ pub struct BringError(Fault);
 impl From<Fault> for BringError {
     fn from(fault: Fault) -> Self {
         Self(fault)
+    }
+}
+
+impl BringError {
+    pub(crate) fn error(&self, store: &'static str) -> StoreError {
+        self.0.error(store, "accept a message")
     }
 }
 

@@ -15,6 +15,9 @@ pub(super) const ERASED: i16 = 2;
 /// The form of a message with another payload.
 pub(super) const EDITED: i16 = 3;
 
+/// How often open rows that others move are looked for.
+const ROUNDS: u32 = 4;
+
 /// Where an open row is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
@@ -101,15 +104,28 @@ impl<DB: Sealed> Core<DB> {
         }
         // Whoever moves an open row by taking it away and putting it elsewhere would hide it from one who waits for it: those that are missing are
         // looked for again.
-        for _ in 0..2 {
+        for round in 0.. {
             let missing: Vec<i64> = found.iter().filter(|found| found.place.is_none()).map(|found| found.id).collect();
-            if missing.is_empty() {
+            // A plain read sees each row once, wherever it is moved meanwhile.
+            if missing.is_empty() || (round > 0 && !self.any_open(tx, &missing).await?) {
                 break;
+            }
+            if round == ROUNDS {
+                return Err(Fault::Contended("others kept moving the same messages.".into()));
             }
             self.lock_open(tx, &missing, &mut found).await?;
         }
         self.leases(tx, &mut found, now).await?;
         Ok((now, found))
+    }
+
+    async fn any_open(&self, tx: &mut Tx<DB>, ids: &[i64]) -> Result<bool, Fault> {
+        let (messages, open, join) = (&self.tables.messages, &self.tables.open, DB::Dialect::JOIN);
+        let text = format!(
+            "SELECT o.id FROM {messages} m {join} {open} o ON o.lane = m.lane AND o.id = m.id WHERE m.id IN ({}) LIMIT 1",
+            listed(ids.iter().copied()),
+        );
+        Ok(!self.look(tx, text).await?.is_empty())
     }
 
     async fn lock_open(&self, tx: &mut Tx<DB>, ids: &[i64], found: &mut [Found]) -> Result<(), Fault> {

@@ -228,7 +228,8 @@ impl<DB: Sealed> Core<DB> {
             );
             self.alter(tx, values.into(text)).await?;
         }
-        Ok(())
+        let lanes: Vec<i64> = found.iter().map(|found| found.lane).collect();
+        self.wake_lanes(tx.conn()?, &lanes).await.map(drop)
     }
 
     /// Whether this is what stands in the place of the message's payload.

@@ -228,13 +228,13 @@ const RANGES: usize = 16;
 /// A condition on turn and id that meets these rows alone. Where they stand side by side, as they do in a queue, it names ranges, so that
 /// it is short and there is but one good way to find them.
 pub(super) fn which(places: &[Place]) -> String {
-    if places.is_empty() {
-        return "1 = 0".into();
-    }
     let mut places = places.to_vec();
     places.sort_unstable();
     places.dedup();
-    let mut text = String::from("(");
+    let (Some(low), Some(high)) = (places.first(), places.last()) else { return "1 = 0".into() };
+    // An index is read by one range: this one. What follows only picks.
+    let mut text =
+        format!("((turn, id) >= ({}, {}) AND (turn, id) <= ({}, {}) AND (", low.turn, low.id, high.turn, high.id);
     for (number, turn) in places.chunk_by(|a, b| a.turn == b.turn).enumerate() {
         let or = if number == 0 { "" } else { " OR " };
         let [first, ..] = turn else { continue };
@@ -242,7 +242,7 @@ pub(super) fn which(places: &[Place]) -> String {
         among(&mut text, &turn.iter().map(|place| place.id).collect::<Vec<_>>());
         text.push(')');
     }
-    text.push(')');
+    text.push_str("))");
     text
 }
 
@@ -269,13 +269,17 @@ mod tests {
     #[test]
     fn rows_side_by_side_are_a_range() {
         let place = |turn, id| Place { turn, id };
-        assert_eq!(which(&[place(1, 3), place(1, 2), place(1, 4)]), "((turn = 1 AND (id BETWEEN 2 AND 4)))");
+        assert_eq!(
+            which(&[place(1, 3), place(1, 2), place(1, 4)]),
+            "((turn, id) >= (1, 2) AND (turn, id) <= (1, 4) AND ((turn = 1 AND (id BETWEEN 2 AND 4))))"
+        );
         assert_eq!(
             which(&[place(1, 3), place(0, 9), place(1, 5)]),
-            "((turn = 0 AND (id BETWEEN 9 AND 9)) OR (turn = 1 AND (id BETWEEN 3 AND 3 OR id BETWEEN 5 AND 5)))"
+            "((turn, id) >= (0, 9) AND (turn, id) <= (1, 5) AND \
+             ((turn = 0 AND (id BETWEEN 9 AND 9)) OR (turn = 1 AND (id BETWEEN 3 AND 3 OR id BETWEEN 5 AND 5))))"
         );
         let sparse: Vec<Place> = (0..17).map(|n| place(7, n * 2)).collect();
-        assert!(which(&sparse).starts_with("((turn = 7 AND id IN (0,2,4,"));
+        assert!(which(&sparse).contains(" AND ((turn = 7 AND id IN (0,2,4,"));
         assert_eq!(which(&[]), "1 = 0");
     }
 }

@@ -354,30 +354,31 @@ impl<DB: Sealed> Core<DB> {
         owner: &str,
         failed: &[Failed<'_>],
     ) -> Result<(), Fault> {
-        if failed.is_empty() {
-            return Ok(());
-        }
         let owner = <DB::Dialect as Sql>::quoted_text(&capped(owner, 512));
         let clock = <DB::Dialect as Sql>::CLOCK_MS;
-        let mut text = format!(
-            "INSERT INTO {} (id, run, began, ended, inbox, generation, attempt, class, owner, text) VALUES ",
-            self.tables.attempts
-        );
-        for (at, one) in failed.iter().enumerate() {
-            let _ = write!(
-                text,
-                "{}({}, {run}, {began}, {clock}, {}, {}, {}, {}, {owner}, {})",
-                if at == 0 { "" } else { ", " },
-                one.id,
-                self.number,
-                one.generation,
-                one.attempt,
-                one.class.code(),
-                <DB::Dialect as Sql>::quoted_text(&capped(one.text, TEXT)),
+        // No statement is larger than servers take.
+        for some in failed.chunks(512) {
+            let mut text = format!(
+                "INSERT INTO {} (id, run, began, ended, inbox, generation, attempt, class, owner, text) VALUES ",
+                self.tables.attempts
             );
+            for (at, one) in some.iter().enumerate() {
+                let _ = write!(
+                    text,
+                    "{}({}, {run}, {began}, {clock}, {}, {}, {}, {}, {owner}, {})",
+                    if at == 0 { "" } else { ", " },
+                    one.id,
+                    self.number,
+                    one.generation,
+                    one.attempt,
+                    one.class.code(),
+                    <DB::Dialect as Sql>::quoted_text(&capped(one.text, TEXT)),
+                );
+            }
+            text.push_str(<DB::Dialect as Sql>::KEEP_LATEST);
+            DB::DIALECT.send(conn, text).await.map_err(|error| Self::fault(&error))?;
         }
-        text.push_str(<DB::Dialect as Sql>::KEEP_LATEST);
-        DB::DIALECT.send(conn, text).await.map(drop).map_err(|error| Self::fault(&error))
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::dialect::{Place, Sql, numbers, which};
+use super::dialect::{Place, Sql, which};
 use super::{FAR, behind};
 use crate::inbox::core::Core;
 use crate::store::sql::{Conn, Fault};
@@ -24,13 +24,17 @@ impl<DB: Sealed> Core<DB> {
         if self.numbers(conn, text, 1).await?.is_empty() {
             return Ok(0);
         }
-        let turns: BTreeSet<i64> = lanes.iter().map(|lane| behind(*lane)).collect();
-        let text = format!(
-            "SELECT lane, min(id) FROM {open} WHERE inbox = {inbox} AND lot = 1 AND turn IN ({}) GROUP BY lane",
-            numbers(turns.into_iter())
-        );
+        // The first of each lane alone: thousands may wait behind it.
+        let lanes: BTreeSet<i64> = lanes.iter().copied().collect();
+        let first = |lane: &i64| {
+            let turn = behind(*lane);
+            format!(
+                "SELECT lane, id FROM {open} WHERE inbox = {inbox} AND lot = 1 AND turn = {turn} AND lane = {lane} ORDER BY id LIMIT 1"
+            )
+        };
+        let text: Vec<String> = lanes.iter().map(first).collect();
         let mut woken = 0;
-        for row in self.numbers(conn, text, 2).await? {
+        for row in self.numbers(conn, text.join("; "), 2).await? {
             if let [Some(lane), Some(first)] = row[..] {
                 woken += self.wake(conn, lane, first).await?;
             }

@@ -128,7 +128,7 @@ pub(crate) fn unpack(mut packed: &[u8]) -> Option<Vec<Entry>> {
             let generation = u32::try_from(get(&mut packed)?).ok()?;
             let attempt = u32::try_from(get(&mut packed)?).ok()?;
             let value = unfolded(get(&mut packed)?);
-            if count == 0 || count > MOST {
+            if count == 0 || count > MOST || entries.len() as u64 + count > MOST {
                 return None;
             }
             for number in 0..count.cast_signed() {

@@ -43,7 +43,7 @@ impl Listener {
     }
 
     /// Waits until there may be new work: somebody accepted, requeued or resumed, or it could not be heard for a moment. For ever where
-    /// nothing is told. A connection that is lost is opened again. Keeps one connection of the pool.
+    /// nothing is told. A connection that is lost is opened again. Keeps one connection, beside the pool.
     ///
     /// Cancel safe: a notice that was heard and not told is told next time, or was followed by a look at the queue.
     pub(crate) async fn heard(&mut self) {
@@ -75,7 +75,7 @@ impl<DB: Sealed> Core<DB> {
         format!("hapax_inbox_{digest}_{}", self.number)
     }
 
-    /// Hears of new work. Takes a connection of the pool for itself, where there is something to hear.
+    /// Hears of new work. Takes a connection for itself, beside the pool, where there is something to hear.
     pub(crate) fn listen(&self) -> Listener {
         <DB::Dialect as Sql>::ear(&self.pool, self.channel())
     }

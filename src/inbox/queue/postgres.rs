@@ -1,6 +1,7 @@
 //! The queue in PostgreSQL.
 
-use sqlx::postgres::{PgConnection, PgListener, PgRow};
+use futures_util::future::BoxFuture;
+use sqlx::postgres::{PgConnection, PgListener, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Error, Pool};
 
 use super::dialect::{Sql, asked, hex, tuples};
@@ -52,7 +53,10 @@ impl Sql for Postgres {
     }
 
     fn ear(pool: &Pool<sqlx::Postgres>, channel: String) -> Listener {
-        Listener::hearing(Ear { pool: pool.clone(), channel, open: None })
+        // A connection beside the pool: workers on one pool that each keep one of its own for good would leave it none.
+        let own = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        let pool = own.connect_lazy_with((*pool.connect_options()).clone());
+        Listener::hearing(Ear { pool, channel, open: None, opening: None })
     }
 }
 
@@ -61,6 +65,8 @@ pub(super) struct Ear {
     pool: Pool<sqlx::Postgres>,
     channel: String,
     open: Option<PgListener>,
+    /// It is being opened: goes on where whoever waited for it was dropped.
+    opening: Option<BoxFuture<'static, Result<PgListener, Error>>>,
 }
 
 impl Ear {
@@ -75,9 +81,17 @@ impl Ear {
                 Ok(())
             }
             None => {
-                let mut open = PgListener::connect_with(&self.pool).await?;
-                open.listen(&self.channel).await?;
-                self.open = Some(open);
+                let opening = self.opening.get_or_insert_with(|| {
+                    let (pool, channel) = (self.pool.clone(), self.channel.clone());
+                    Box::pin(async move {
+                        let mut open = PgListener::connect_with(&pool).await?;
+                        open.listen(&channel).await?;
+                        Ok(open)
+                    })
+                });
+                let opened = opening.await;
+                self.opening = None;
+                self.open = Some(opened?);
                 Ok(())
             }
         }
@@ -85,6 +99,6 @@ impl Ear {
 
     /// Begins anew.
     pub(super) fn forget(&mut self) {
-        self.open = None;
+        (self.open, self.opening) = (None, None);
     }
 }

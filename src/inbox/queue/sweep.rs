@@ -1,5 +1,9 @@
 //! Sweeping: what runs leave behind whose lease is over.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::dialect::{Place, RUN, RunRow, Sql, which};
 use super::finish::{Failed, Move, finished};
 use super::list;
@@ -11,10 +15,12 @@ use crate::record::millis;
 use crate::retry::Retry;
 use crate::store::sql::{Fault, jitter};
 use crate::transaction::sealed::Sealed;
-use crate::transaction::{Committed, Tx};
+use crate::transaction::{Committed, Transact as _, Tx};
 
 /// Runs that one sweep ends.
 const RUNS: u64 = 64;
+/// A sweep that waited for longer than this to write lets those go first who wait too.
+const PATIENT: Duration = Duration::from_secs(1);
 /// Lanes it looks behind.
 const LANES: usize = 32;
 
@@ -47,7 +53,12 @@ impl<DB: Sealed> Core<DB> {
                 Err(fault) => return Err(fault),
             }
         }
-        swept.woken += self.wake_forgotten().await?;
+        match self.wake_forgotten().await {
+            Ok(woken) => swept.woken += woken,
+            // Others wake the same lanes; the next sweep looks again.
+            Err(Fault::Contended(_) | Fault::Locked(_)) => {}
+            Err(fault) => return Err(fault),
+        }
         Ok(swept)
     }
 
@@ -65,7 +76,13 @@ impl<DB: Sealed> Core<DB> {
     }
 
     async fn sweep_one(&self, retry: &Retry) -> Result<Option<Swept>, Fault> {
+        let asked = Instant::now();
         let mut tx = self.begin().await?;
+        if DB::Dialect::ONE_WRITER && asked.elapsed() > PATIENT {
+            // Whoever wrote for so long may have let leases of this process run out that it is about to prolong: behind that.
+            self.rollback(tx).await;
+            tx = self.begin().await?;
+        }
         let skip = match DB::DIALECT.skip_locked() {
             "" => <DB::Dialect as Sql>::LOCK_ROWS,
             skip => skip,

@@ -1,6 +1,7 @@
 //! Taking: one transaction, after which the attempts count and the run stands.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +61,19 @@ pub(super) fn number(now: Millis, random: u64) -> i64 {
     (now << 20) | (random & 0xf_ffff).cast_signed()
 }
 
+/// What the generation of each of these rows was as it was read: an operator may have begun a new one since, in the same place.
+fn generations(chosen: &[Free]) -> String {
+    let usual = chosen.first().map_or(1, |free| free.generation);
+    let mut others = String::new();
+    for free in chosen.iter().filter(|free| free.generation != usual) {
+        let _ = write!(others, " WHEN {} THEN {}", free.place.id, free.generation);
+    }
+    match others.is_empty() {
+        true => usual.to_string(),
+        false => format!("CASE id{others} ELSE {usual} END"),
+    }
+}
+
 impl<DB: Sealed> Core<DB> {
     /// Takes up to `ask.most` free messages in a run of its own. Attempts are counted by then.
     ///
@@ -109,8 +123,10 @@ impl<DB: Sealed> Core<DB> {
             format!(
                 "SELECT r.turn, r.id, r.lane, r.generation, r.attempts, r.alone, \
                  (SELECT e.id FROM {open} AS e WHERE e.lane = r.lane AND e.id < r.id AND e.lot < 2 ORDER BY e.id DESC LIMIT 1), \
-                 CASE WHEN r.generation > 1 AND EXISTS \
-                 (SELECT 1 FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.run <> 0) THEN 1 ELSE 0 END \
+                 CASE WHEN (r.generation > 1 AND EXISTS \
+                 (SELECT 1 FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.run <> 0)) OR COALESCE(\
+                 (SELECT e.run FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.lot < 2 ORDER BY e.id LIMIT 1), 0) <> 0 \
+                 THEN 1 ELSE 0 END \
                  FROM {open} AS r WHERE r.inbox = {inbox} AND r.lot = 0 AND r.run = 0 ORDER BY r.turn, r.id LIMIT {limit}"
             )
         } else {
@@ -232,12 +248,13 @@ impl<DB: Sealed> Core<DB> {
             "{insert} INTO {runs} (inbox, run, owner, level, began, lease, low, high, messages, taken) \
              VALUES ({inbox}, {run}, {owner}, {level}, {now}, {until}, {low}, {high}, {count}, {taken}){ignore}; \
              UPDATE {open} SET run = {run}, attempts = attempts + 1 \
-             WHERE inbox = {inbox} AND lot = 0 AND run = 0 AND {which}",
+             WHERE inbox = {inbox} AND lot = 0 AND run = 0 AND {which} AND generation = {generation}",
             owner = <DB::Dialect as Sql>::quoted_text(&owner),
             until = now.saturating_add(millis(ask.lease)),
             count = ids.len(),
             taken = <DB::Dialect as Sql>::quoted_bytes(&list::pack(&entries)),
             which = which(&places),
+            generation = generations(&chosen),
         );
         let conn = tx.conn()?;
         let marked = DB::DIALECT.send(conn, text).await.map_err(|error| Self::fault(&error))?;
@@ -375,17 +392,15 @@ impl<DB: Sealed> Core<DB> {
         lanes.truncate(LANES);
         let anchors: Vec<(i64, i64)> =
             lanes.iter().filter_map(|(lane, rows)| rows.first()?.before.map(|before| (*lane, before))).collect();
-        let text: Vec<String> = anchors.iter().map(|(lane, id)| format!("(lane = {lane} AND id = {id})")).collect();
+        let (open, skip) = (&self.tables.open, DB::DIALECT.skip_locked());
+        let one = |(lane, id): &(i64, i64)| {
+            format!("SELECT lane FROM {open} WHERE lane = {lane} AND id = {id} AND lot < 2{skip}")
+        };
+        let text: Vec<String> = anchors.iter().map(one).collect();
         if text.is_empty() {
             return Ok(0);
         }
-        let text = format!(
-            "SELECT lane FROM {} WHERE ({}) AND lot < 2{}",
-            self.tables.open,
-            text.join(" OR "),
-            DB::DIALECT.skip_locked()
-        );
-        let still = DB::DIALECT.read_numbers(conn, text, 1).await.map_err(|error| Self::fault(&error))?;
+        let still = DB::DIALECT.read_numbers(conn, text.join("; "), 1).await.map_err(|error| Self::fault(&error))?;
         let still: HashSet<i64> = still.iter().filter_map(|row| row.first().copied().flatten()).collect();
         let mut left = ROWS;
         let mut statements = Vec::new();

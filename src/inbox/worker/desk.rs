@@ -13,6 +13,8 @@ use crate::pace::{Breaker, Pace};
 /// Time since the worker began.
 pub(super) type Time = Duration;
 
+/// After so long without news, another one tries whether what handlers need is back.
+const PATIENT: Duration = Duration::from_secs(5);
 /// The first wait of a worker that found nothing; it doubles.
 const FIRST: Duration = Duration::from_millis(5);
 /// The longest, where the database tells nobody of what came.
@@ -22,7 +24,7 @@ const BELLED: Duration = Duration::from_secs(1);
 /// Between two steps of retention that found all there was.
 const RETAIN: Duration = Duration::from_secs(30);
 /// Between two that did not.
-const RETAIN_ON: Duration = Duration::from_millis(200);
+const RETAIN_ON: Duration = Duration::from_millis(20);
 
 /// What a desk is set to.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,8 @@ pub(super) struct Config {
     pub(super) by_key: bool,
     /// Messages in one run at most. At least 1.
     pub(super) batch: usize,
+    /// Nothing is taken that cannot begin at once.
+    pub(super) single: bool,
     pub(super) lease: Duration,
     /// Whether the database rings when something comes.
     pub(super) belled: bool,
@@ -72,6 +76,10 @@ pub(super) struct Desk {
     suspect: bool,
     /// It has begun.
     suspect_begun: bool,
+    /// When it was taken.
+    suspect_since: Time,
+    /// Units that went on beside it when it began after all.
+    beside: usize,
     taking: bool,
     sweeping: bool,
     retaining: bool,
@@ -88,6 +96,8 @@ pub(super) struct Desk {
     downstream: Breaker,
     /// When it last failed.
     tripped: Time,
+    /// When somebody last tried.
+    tried: Time,
     store: Breaker,
 }
 
@@ -102,6 +112,8 @@ impl Desk {
             open: 0,
             suspect: false,
             suspect_begun: false,
+            suspect_since: Time::ZERO,
+            beside: 0,
             taking: false,
             sweeping: false,
             retaining: false,
@@ -114,6 +126,7 @@ impl Desk {
             retain_at: RETAIN_ON,
             downstream: Breaker::default(),
             tripped: Time::ZERO,
+            tried: Time::ZERO,
             store: Breaker::default(),
         }
     }
@@ -130,9 +143,16 @@ impl Desk {
         if self.stopping {
             return None;
         }
-        let room = if self.suspect { self.busy == 0 } else { self.busy < self.config.capacity };
+        let room = match self.suspect {
+            // One that hangs is not waited for for ever.
+            true => self.busy == 0 || self.now >= self.suspect_since + self.config.lease,
+            false => self.busy < self.config.capacity,
+        };
         if waits && self.queued > 0 && !self.releasing && room {
             self.suspect_begun = self.suspect;
+            if self.suspect {
+                self.beside = self.busy;
+            }
             if self.config.whole {
                 self.queued -= 1;
                 self.busy += 1;
@@ -169,9 +189,11 @@ impl Desk {
         }
         if self.downstream.is_tripped() {
             // One message finds out, once the others are back.
-            return usize::from(self.busy == 0);
+            let alone = self.busy == 0;
+            // One that hangs is not waited for for ever.
+            return usize::from(alone || (self.busy < self.config.capacity && self.now >= self.tried + PATIENT));
         }
-        let ahead = self.pace.ahead();
+        let ahead = if self.config.single { 0 } else { self.pace.ahead() };
         let free = self.config.capacity.saturating_sub(self.busy);
         let most = match self.config.whole {
             true if free == 0 => ahead,
@@ -192,11 +214,17 @@ impl Desk {
             (self.config.retains && !self.retaining).then_some(self.retain_at.max(self.held_until(&self.store)));
         let look = (!self.taking && self.queued == 0 && !self.suspect).then(|| {
             let look = if self.rung { Time::ZERO } else { self.look_at };
-            look.max(self.held_until(&self.store)).max(self.held_until(&self.downstream))
+            let probe = match self.downstream.is_tripped() && self.busy > 0 {
+                true => self.tried + PATIENT,
+                false => Time::ZERO,
+            };
+            look.max(self.held_until(&self.store)).max(self.held_until(&self.downstream)).max(probe)
         });
         // What is only waiting for room is woken by what ends.
         let look = look.filter(|look| *look > self.now || self.most() > 0);
-        [sweep, retain, look].into_iter().flatten().min()
+        let suspect = (self.suspect && !self.suspect_begun && self.queued > 0 && !self.releasing)
+            .then(|| self.suspect_since + self.config.lease);
+        [sweep, retain, look, suspect].into_iter().flatten().min()
     }
 
     fn held_until(&self, breaker: &Breaker) -> Time {
@@ -207,8 +235,13 @@ impl Desk {
     /// begins when nothing else is in hand, by [`Act::Begin`], and nothing is taken before it has ended: nobody else is to burn an attempt with it.
     pub(super) fn took(&mut self, messages: usize, most: usize, suspect: bool) {
         self.taking = false;
+        self.tried = self.now;
         self.suspect = suspect;
         self.suspect_begun = false;
+        if suspect {
+            self.suspect_since = self.now;
+            self.beside = 0;
+        }
         self.store.succeed();
         self.empty = 0;
         self.queued += if self.config.whole { 1 } else { messages };
@@ -225,7 +258,7 @@ impl Desk {
         let pause = FIRST.saturating_mul(1 << self.empty.min(10)).min(longest);
         let pause = pause - crate::retry::share(pause / 4, random);
         self.empty = self.empty.saturating_add(1);
-        self.look_at = self.now + due.map_or(pause, |due| due.min(pause));
+        self.look_at = self.now + due.map_or(pause, |due| due.max(FIRST).min(pause));
     }
 
     /// The database could not be asked. Answers for how long it is left alone.
@@ -267,7 +300,7 @@ impl Desk {
 
     /// What was suspected has ended, or is given back.
     fn cleared(&mut self) {
-        self.suspect &= self.in_hand() > 0;
+        self.suspect &= self.in_hand() > self.beside;
     }
 
     /// A unit ended: so many messages, which took so long.
@@ -286,6 +319,7 @@ impl Desk {
         if !available {
             self.downstream.fail(self.now, random);
             self.tripped = self.now;
+            self.tried = self.now;
             self.rung = true;
             return !was;
         }
@@ -352,7 +386,8 @@ mod tests {
 
     fn desk(whole: bool, capacity: usize, batch: usize) -> Desk {
         let lease = Duration::from_secs(30);
-        let config = Config { capacity, whole, by_key: false, batch, lease, belled: false, retains: false };
+        let config =
+            Config { capacity, whole, by_key: false, batch, single: false, lease, belled: false, retains: false };
         let mut desk = Desk::new(config);
         assert_eq!(desk.next(Time::ZERO), Some(Act::Sweep), "whoever died before is looked for first");
         desk.swept(Some(0), 0);
@@ -531,7 +566,16 @@ mod tests {
     #[test]
     fn retention_goes_on_beside() {
         let lease = Duration::from_secs(30);
-        let config = Config { capacity: 1, whole: true, by_key: false, batch: 8, lease, belled: true, retains: true };
+        let config = Config {
+            capacity: 1,
+            whole: true,
+            by_key: false,
+            batch: 8,
+            single: false,
+            lease,
+            belled: true,
+            retains: true,
+        };
         let mut desk = Desk::new(config);
         assert_eq!(desk.next(Time::ZERO), Some(Act::Sweep));
         assert!(matches!(desk.next(Time::ZERO), Some(Act::Take { .. })));

@@ -298,7 +298,8 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
                 self.desk.take_failed(random);
                 self.stop();
             }
-            Err(Fault::Contended(_)) => self.desk.contended(random),
+            // Others are taking: by key, one after the other.
+            Err(Fault::Contended(_) | Fault::Locked(_)) => self.desk.contended(random),
             Err(fault) => {
                 let took = began.elapsed();
                 self.setup.crew.tell(&Observed::StoreFailed {
@@ -387,7 +388,13 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
         // It may have begun meanwhile.
         let Some(waiting) = self.waiting.front().filter(|waiting| waiting.number == run) else { return };
         match held {
-            Ok(true) => self.prolong_at = Some(sent + waiting.lease / 3),
+            Ok(true) => {
+                let lease = waiting.lease;
+                self.prolong_at = Some(sent + lease / 3);
+                if let Some(run) = self.waiting.front_mut() {
+                    Arc::make_mut(run).until = sent + lease;
+                }
+            }
             Ok(false) => {
                 self.summary.lost += waiting.taken.len() as u64;
                 self.waiting.pop_front();

@@ -31,6 +31,8 @@ const CONTENDED: u32 = 8;
 const WHOLE: u32 = 1;
 /// How often a transaction that was over too early counts as given up in favour of another, where the database ends them so.
 const OVER: u32 = 3;
+/// How often in a row a message may lose its connection before that counts as its failure.
+const BROKE: u32 = 3;
 /// For how long a message is left alone that somebody keeps locked.
 const LOCKED: Duration = Duration::from_secs(1);
 
@@ -39,17 +41,19 @@ struct Part {
     places: Vec<usize>,
     tries: u32,
     over: u32,
+    /// Whose handler lost its connection last, and how often in a row.
+    broke: (usize, u32),
 }
 
 impl Part {
     fn of(places: Vec<usize>) -> Self {
-        Self { places, tries: 0, over: 0 }
+        Self { places, tries: 0, over: 0, broke: (usize::MAX, 0) }
     }
 
     fn halves(self) -> [Self; 2] {
-        let Self { mut places, tries, over } = self;
+        let Self { mut places, tries, over, broke } = self;
         let second = places.split_off(places.len() / 2);
-        [Self { places, tries, over }, Self { places: second, tries, over }]
+        [Self { places, tries, over, broke }, Self { places: second, tries, over, broke }]
     }
 }
 
@@ -63,6 +67,8 @@ enum Stop<E> {
     Split(Why<E>),
     /// The transaction was over when the handler of this message returned; of these the effects are in it too.
     Over { at: usize, why: Option<Why<E>>, before: Vec<usize> },
+    /// The connection was gone when the handler of this message returned.
+    Broke { at: usize, fault: Fault },
     /// The reply to the commit was lost.
     Doubt { ends: Vec<End>, fault: Fault },
     /// The run is somebody else's.
@@ -169,6 +175,7 @@ impl<DB: Sealed, S: Shape<DB>> Inside<'_, DB, S> {
             Stop::Again => self.queue.push_front(part),
             Stop::Split(why) => self.split(part, why),
             Stop::Over { at, why, before } => self.over(part, at, why, before).await,
+            Stop::Broke { at, fault } => self.broke(part, at, fault).await,
             Stop::Doubt { ends, fault } => self.doubt(part, ends, fault).await,
             Stop::TakenOver => self.taken_over(),
             Stop::Aborted => self.queue.push_front(part),
@@ -405,6 +412,7 @@ impl<DB: Sealed, S: Shape<DB>> Inside<'_, DB, S> {
                 Err(Left::Close(Stop::Over { at, why, before }))
             }
             Called::Rollback(fault) => Err(Left::Rollback(fault.into())),
+            Called::Close(fault @ Fault::Broken(_)) => Err(Left::Close(Stop::Broke { at, fault })),
             Called::Close(fault) => Err(Left::Close(fault.into())),
         }
     }
@@ -466,6 +474,23 @@ impl<DB: Sealed, S: Shape<DB>> Inside<'_, DB, S> {
                 self.queue.push_front(part);
             }
         }
+    }
+
+    /// The connection was gone when a handler returned. Once it may be anybody's fault; each time with the same message, it is that one's: it writes
+    /// what the server does not take, or waits for longer than the server lets a transaction be idle.
+    async fn broke(&mut self, mut part: Part, at: usize, fault: Fault) {
+        let times = if part.broke.0 == at { part.broke.1 + 1 } else { 1 };
+        part.broke = (at, times);
+        if times <= BROKE {
+            return self.faulted(part, fault).await;
+        }
+        part.broke = (usize::MAX, 0);
+        if S::TOGETHER && part.places.len() > 1 {
+            return self.halve(part);
+        }
+        let text = format!("its connection was lost each time: {fault}");
+        self.decided[at] = Some(Why::Handler(Failure::Panicked(text)));
+        self.queue.push_front(part);
     }
 
     /// Somebody keeps locked what this message needs: later, with no attempt burnt.

@@ -84,7 +84,7 @@ pub enum Order {
 ///
 /// # Connections
 ///
-/// One for each transaction side by side, one for what it asks between them, and one more to listen on PostgreSQL. With fewer it is slower, and works.
+/// One for each transaction side by side, one for what it asks between them, and one more beside the pool to listen on PostgreSQL. With fewer it is slower, and works.
 pub struct Worker<DB: TransactionalDatabase> {
     core: Arc<Core<DB>>,
     order: Order,
@@ -420,16 +420,20 @@ impl<DB: TransactionalDatabase> Worker<DB> {
             handler_timeout: self.handler_timeout,
             observers: self.observers.into(),
         };
+        // With one attempt, what a process takes down with it is dead: one message at a time.
+        let single = self.retry.max_attempts().get() == 1;
+        let batch = if single { 1 } else { self.batch };
         let config = desk::Config {
             capacity,
             whole: level == Level::L2,
             by_key,
-            batch: self.batch,
+            batch,
+            single,
             lease: self.lease,
             belled: false,
             retains: self.retains,
         };
-        let ask = Ask { most: self.batch, by_key, lease: self.lease, owner: name.into(), level };
+        let ask = Ask { most: batch, by_key, lease: self.lease, owner: name.into(), level };
         let setup = Setup { core: self.core, crew, config, ask, drain: self.drain, shutdown };
         // Of its own: handlers may keep the others busy.
         let threads = Threads::few(1);

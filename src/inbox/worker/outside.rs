@@ -154,7 +154,8 @@ where
                 halted = true;
                 this.give_back();
             }
-            Ok(permit) = Arc::clone(&shared.permits).acquire_owned(), if !halted && !this.ready.is_empty() => {
+            Ok(permit) = Arc::clone(&shared.permits).acquire_owned(), // Nothing begins under a lease that is over by our clock: it is being prolonged, or lost.
+                if !halted && !this.ready.is_empty() && !this.hold.remaining().is_zero() => {
                 calls.extend(this.begin(&shared, permit));
             }
             () = tokio::time::sleep_until(write_at), if write_at > now && !this.pending.is_empty() && writing.is_none() => {}

@@ -164,7 +164,10 @@ impl Dialect for Postgres {
         // The primary message names objects, never values: those are in the detail.
         let said = error.message();
         match code.as_ref() {
-            "57P01" | "57P02" | "57P03" | "57P05" => Fault::Broken("the server is shutting down or starting.".into()),
+            "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => Fault::Broken(
+                "the server closed the connection: it is shutting down or starting, or it was idle for too long."
+                    .into(),
+            ),
             "25006" => Fault::Broken(
                 "the server is read-only: a replica, or a primary that was one a moment ago. Connect to the primary."
                     .into(),
