@@ -258,7 +258,9 @@ impl Desk {
         let pause = FIRST.saturating_mul(1 << self.empty.min(10)).min(longest);
         let pause = pause - crate::retry::share(pause / 4, random);
         self.empty = self.empty.saturating_add(1);
-        self.look_at = self.now + due.map_or(pause, |due| due.max(FIRST).min(pause));
+        // What is due and could not be taken is locked by somebody.
+        let due = due.filter(|due| !due.is_zero() || self.empty <= 1);
+        self.look_at = self.now + due.map_or(pause, |due| due.min(pause));
     }
 
     /// The database could not be asked. Answers for how long it is left alone.
@@ -479,7 +481,6 @@ mod tests {
         assert_eq!(desk.next(MS), Some(Act::Release), "what waits is given back");
         desk.released(1);
         assert_eq!(desk.next(30 * MS), None);
-        assert_eq!(desk.wake(), Some(51 * MS));
         assert_eq!(desk.next(51 * MS), None, "one is still busy");
         assert!(!desk.heard(true, 51 * MS, 0), "it began before");
         desk.ended(32, MS);
@@ -490,6 +491,37 @@ mod tests {
         assert!(desk.heard(true, Duration::ZERO, 0));
         desk.ended(1, MS);
         assert!(matches!(desk.next(52 * MS), Some(Act::Take { most }) if most > 1));
+    }
+
+    #[test]
+    fn a_handler_that_hangs_keeps_nobody_from_finding_out() {
+        let mut desk = desk(false, 2, 512);
+        desk.next(MS);
+        desk.took(2, 34, false);
+        (0..2).for_each(|_| desk.began());
+        assert!(desk.heard(false, Duration::ZERO, u64::MAX));
+        desk.ended(1, MS);
+        let late = MS + PATIENT;
+        let acts = |desk: &mut Desk, now| std::iter::from_fn(|| desk.next(now)).collect::<Vec<_>>();
+        assert!(!acts(&mut desk, late - MS).contains(&Act::Take { most: 1 }), "it may end yet");
+        assert!(acts(&mut desk, late).contains(&Act::Take { most: 1 }));
+    }
+
+    #[test]
+    fn a_suspect_waits_for_one_that_hangs_no_longer_than_its_lease() {
+        let mut desk = desk(true, 2, 512);
+        desk.next(MS);
+        desk.took(32, 32, false);
+        assert_eq!(desk.next(MS), Some(Act::Begin));
+        desk.next(MS);
+        desk.took(1, 1, true);
+        let begins = |desk: &mut Desk, now| std::iter::from_fn(|| desk.next(now)).any(|act| act == Act::Begin);
+        assert!(!begins(&mut desk, 2 * MS), "nothing else is to be in hand");
+        let late = MS + desk.config.lease;
+        assert!(desk.wake().unwrap() <= late);
+        assert!(begins(&mut desk, late));
+        desk.ended(1, MS);
+        assert!(!desk.suspect, "it has ended");
     }
 
     #[test]
