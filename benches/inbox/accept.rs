@@ -187,7 +187,7 @@ impl Taking for MySql {
         tuples.pop();
         let sql = format!("INSERT IGNORE INTO taken ({COLUMNS}) VALUES {tuples}");
         let mut a = MySqlArguments::default();
-        let mut add = |message: &Parts| {
+        let add = |message: &Parts| {
             a.add(id(message))?;
             a.add(message.topic())?;
             a.add(message.partition())?;
@@ -197,7 +197,7 @@ impl Taking for MySql {
             a.add(packed(message))?;
             a.add(hapax::message::MessageView::payload(message))
         };
-        batch.iter().try_for_each(|message| add(message)).map_err(sqlx::Error::Encode)?;
+        batch.iter().try_for_each(add).map_err(sqlx::Error::Encode)?;
         Ok(sqlx::query_with(AssertSqlSafe(sql), a).execute(conn).await?.rows_affected())
     }
 }
@@ -214,7 +214,7 @@ impl Taking for Sqlite {
         let sql = format!("INSERT INTO taken ({COLUMNS}) VALUES {tuples} ON CONFLICT DO NOTHING");
         let mut a = SqliteArguments::default();
         let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
-        let mut add = |message: &Parts| {
+        let add = |message: &Parts| {
             a.add(id(message).to_vec())?;
             a.add(message.topic().to_owned())?;
             a.add(message.partition())?;
@@ -224,7 +224,7 @@ impl Taking for Sqlite {
             a.add(packed(message))?;
             a.add(owned(hapax::message::MessageView::payload(message)))
         };
-        batch.iter().try_for_each(|message| add(message)).map_err(sqlx::Error::Encode)?;
+        batch.iter().try_for_each(add).map_err(sqlx::Error::Encode)?;
         Ok(sqlx::query_with(AssertSqlSafe(sql), a).execute(conn).await?.rows_affected())
     }
 }

@@ -76,6 +76,7 @@ pub(crate) struct Beginning {
     /// How long its statements wait for somebody's lock.
     pub(crate) patience: Duration,
     /// How long any of its statements may take, where somebody who waits for it gives up then.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     pub(crate) longest: Option<Duration>,
     /// The last transaction of this connection began with the same patience, and what was set for it was not put back.
     pub(crate) again: bool,
@@ -85,6 +86,7 @@ pub(crate) struct Beginning {
 
 impl Beginning {
     /// Sets the batch's savepoint, if it is to be set: to be appended to what begins a transaction.
+    #[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
     pub(super) const fn guard(self) -> &'static str {
         if self.guarded { "; SAVEPOINT hapax_batch" } else { "" }
     }

@@ -2,7 +2,9 @@
 //!
 //! Numbers are this crate's own and stand in the text; bytes and texts are bound. Nothing here is asked often enough to be kept prepared.
 
-use sqlx::{AssertSqlSafe, Column, Error, Row as _, TypeInfo, ValueRef};
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+use sqlx::Column as _;
+use sqlx::{AssertSqlSafe, Error, Row as _, TypeInfo, ValueRef};
 
 use crate::store::sql::{Conn, Dialect, Fault, Kind};
 use crate::transaction::Transact;
