@@ -390,7 +390,7 @@ fn ended<T, E: HandlerError>(kept: &Kept, outcome: Outcome<T, E>) -> Ended {
         Outcome::NotBegun => Ended::NotBegun,
         // Nothing of it was written. The group takes the partition away soon, or has given it anew: until then it waits.
         Outcome::Fenced => Ended::Answered(Answer::InFlight { remaining: FENCED }),
-        Outcome::Unknown(error) => Ended::Unknown(Box::new(error)),
+        Outcome::Unknown(error) => Ended::Unknown(error),
     }
 }
 

@@ -1,7 +1,5 @@
 //! From the queue to the store and back: what is claimed, and what became of it.
 
-use std::collections::hash_map;
-
 use super::event::{Answer, Cause, Command, Ending, Subject, Ticket, Time, Verdict};
 use super::lanes::is_passable;
 use super::table::{Entry, NONE, Phase};
@@ -81,19 +79,12 @@ impl Engine {
         }
     }
 
-    /// Then those that will be begun soon, lane by lane in turns. What is behind a slow handler will not be. Of many lanes each gets its share
-    /// first: a lane that has none claimed when its handler ends waits for two calls.
+    /// Then those that will be begun soon, lane by lane in turns. What is behind a slow handler will not be.
     fn ask_busy(&mut self, now: Time, room: &mut Room, asked: &mut Vec<Ticket>, commands: &mut Vec<Command>) {
         const TURN: usize = 64;
         loop {
             let mut taken = 0;
-            // What needs no claim takes no share.
-            let share = if self.bare { TURN } else { room.ahead / self.filed.len().max(1) };
-            let turn = share.clamp(1, TURN);
             for _ in 0..self.filed.len() {
-                if room.ahead == 0 && !self.bare {
-                    return;
-                }
                 let Some(id) = self.filed.pop_front() else { break };
                 let Some(lane) = self.lanes.get_mut(id) else { continue };
                 lane.filed = false;
@@ -103,7 +94,7 @@ impl Engine {
                 }
                 let own = lane.ahead().min(room.ahead);
                 let mut left = own;
-                taken += self.take_from(id, &mut left, asked, commands, turn);
+                taken += self.take_from(id, &mut left, asked, commands, TURN);
                 room.ahead -= own - left;
                 self.file(id);
             }
@@ -214,12 +205,9 @@ impl Engine {
         if self.config.has(Flaw::IgnoreTwins) {
             return false;
         }
-        let hand = match self.hands.entry(key) {
-            hash_map::Entry::Vacant(free) => {
-                free.insert(Hand { first: ticket, waiting: Vec::new() });
-                return false;
-            }
-            hash_map::Entry::Occupied(hand) => hand.into_mut(),
+        let Some(hand) = self.hands.get_mut(&key) else {
+            self.hands.insert(key, Hand { first: ticket, waiting: Vec::new() });
+            return false;
         };
         hand.waiting.push(ticket);
         let first = self.table.get(hand.first);
@@ -463,11 +451,10 @@ impl Engine {
         let Some(entry) = self.table.get(ticket) else { return };
         let Subject::Known { key, fingerprint } = entry.subject else { return };
         let (part, offset) = (entry.part, entry.offset);
-        let hash_map::Entry::Occupied(hand) = self.hands.entry(key) else { return };
-        if hand.get().first != ticket {
+        if self.hands.get(&key).is_none_or(|hand| hand.first != ticket) {
             return;
         }
-        let hand = hand.remove();
+        let Some(hand) = self.hands.remove(&key) else { return };
         let known = matches!(ending, Some(Ending::Handled | Ending::Redelivered | Ending::SameId));
         for twin in hand.waiting.into_iter().rev() {
             let Some(entry) = self.table.get(twin).filter(|entry| matches!(entry.phase, Phase::Twin { .. })) else {

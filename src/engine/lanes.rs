@@ -62,19 +62,13 @@ impl Lane {
 }
 
 /// All lanes, by number.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Lanes {
     list: Vec<Lane>,
     free: Vec<u32>,
-    /// How far one lane is claimed ahead at most.
-    ahead: usize,
 }
 
 impl Lanes {
-    pub(super) const fn new(ahead: usize) -> Self {
-        Self { list: Vec::new(), free: Vec::new(), ahead }
-    }
-
     pub(super) fn open(&mut self, part: u32, hash: u64) -> u32 {
         let id = self.free.pop().unwrap_or_else(|| {
             self.list.push(Lane::default());
@@ -83,21 +77,14 @@ impl Lanes {
         if let Some(lane) = self.list.get_mut(id as usize) {
             lane.part = part;
             lane.hash = hash;
-            lane.pace = Pace::new(self.ahead);
         }
         id
     }
 
-    /// Gives a number back. Nothing of the lane may run. What it had room for is used again: lanes of keys come and go with each few messages.
+    /// Gives a number back. Nothing of the lane may run.
     pub(super) fn close(&mut self, id: u32) {
-        const KEPT: usize = 64;
         if let Some(lane) = self.list.get_mut(id as usize) {
-            let (mut members, mut pending) = (std::mem::take(&mut lane.members), std::mem::take(&mut lane.pending));
-            for list in [&mut members, &mut pending] {
-                list.clear();
-                list.shrink_to(KEPT);
-            }
-            *lane = Lane { members, pending, ..Lane::default() };
+            *lane = Lane::default();
             self.free.push(id);
         }
     }

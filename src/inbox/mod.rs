@@ -10,18 +10,18 @@
 //!
 //! Wide rows that are only added, and a narrow table of what is open, from which a finished message is deleted. **A message without an open row has
 //! succeeded.** The open table is as large as the backlog, nothing wide is updated, and ten million succeeded rows cost a worker nothing. See
-//! `migrations/*/0003_inbox.sql`, and [`schema`] for how they are made and brought up to date.
+//! `migrations/*/0003_inbox.sql`, and `schema` for how they are made and brought up to date.
 //!
 //! Ids are this crate's own. Those of inbox *n* begin at *n* · 2^40, so `id` alone finds a message, and a scan of one inbox is a range of ids.
 //!
 //! # Rooms
 //!
-//! [`accept`] takes messages in; [`queue`] takes, holds, finishes and sweeps; [`worker`] runs handlers over it; [`operate`] is the operator's hand;
-//! [`retention`] forgets; [`rules`] are the pure rules. All add functions to [`core::Core`], which [`Inbox`] shares.
+//! `accept` takes messages in; `queue` takes, holds, finishes and sweeps; `worker` runs handlers over it; `operate` is the operator's hand;
+//! `retention` forgets; `rules` are the pure rules. All add functions to `core::Core`, which [`Inbox`] shares.
 //!
-//! What differs between databases is in a trait of the room's own, `Sql: Transact` ([`Transact`](crate::transaction::Transact) is the dialect with
+//! What differs between databases is in a trait of the room's own, `Sql: Transact` (`Transact` is the dialect with
 //! its transactions), implemented for `store::{postgres::Postgres, mysql::Mysql, sqlite::Sqlite}` in the room's `postgres.rs`, `mysql.rs` and
-//! `sqlite.rs`. [`Sql`] below gathers them, and is implied wherever a function is generic over `DB: Sealed`: there, `DB::DIALECT.any_function(…)`.
+//! `sqlite.rs`. `Sql` below gathers them, and is implied wherever a function is generic over `DB: Sealed`: there, `DB::DIALECT.any_function(…)`.
 
 #![allow(dead_code, reason = "tests and single features alone ask for some of it")]
 

@@ -56,7 +56,7 @@ pub enum Ended {
     NotBegun,
     /// Whatever remembers it could not be asked; nothing was done.
     #[allow(dead_code)]
-    Unknown(Box<StoreError>),
+    Unknown(StoreError),
 }
 
 /// Why an attempt failed, as text.
@@ -107,20 +107,13 @@ pub trait Hands<S> {
     fn hand(&mut self, ticket: Ticket) -> Option<&mut S>;
 }
 
-/// A message that a claim was asked for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
-    pub(super) key: Key,
-    pub(super) ticket: Ticket,
-    /// Where it stood among those given.
-    pub(super) place: u32,
-}
-
 /// What came of asking for claims.
 #[derive(Debug)]
 pub struct ClaimReply {
-    /// Those asked for, in the order of their keys, which is that of the answers.
-    pub(super) asked: Vec<Asked>,
+    /// Those asked for, in the order given.
+    pub(super) asked: Vec<Ticket>,
+    /// For each answer, which of these it is about.
+    pub(super) places: Vec<usize>,
     /// Those in another hand of this process.
     pub(super) busy: Vec<Ticket>,
     pub(super) sent: Instant,
@@ -131,7 +124,8 @@ impl ClaimReply {
     /// Nobody was asked: all are free.
     pub(crate) fn granted(tickets: &[Ticket]) -> Call<Self> {
         let busy = tickets.to_vec();
-        Box::pin(async { Self { asked: Vec::new(), busy, sent: Instant::now(), answer: Ok(Vec::new()) } })
+        let (asked, places) = (Vec::new(), Vec::new());
+        Box::pin(async { Self { asked, places, busy, sent: Instant::now(), answer: Ok(Vec::new()) } })
     }
 
     /// Those that nobody was asked about.
@@ -179,19 +173,6 @@ pub trait Records: Send + Sync + 'static {
 
     /// What the message is to the store. Called in the order delivered; `epoch` is its assignment's.
     fn look(&self, message: &dyn MessageView, epoch: Epoch) -> (engine::Subject, Self::State);
-
-    /// The same for messages of one partition, one after the other: what is the same for all of them is found once.
-    fn look_row<M: MessageView>(
-        &self,
-        messages: impl Iterator<Item = M>,
-        epoch: Epoch,
-        mut seen: impl FnMut(M, engine::Subject, Self::State),
-    ) {
-        for message in messages {
-            let (subject, state) = self.look(&message, epoch);
-            seen(message, subject, state);
-        }
-    }
 
     /// Asks for claims, once.
     fn claim(&self, hands: &mut dyn Hands<Self::State>, tickets: &[Ticket], attempts: NonZeroU32) -> Call<ClaimReply>;
@@ -246,11 +227,6 @@ pub trait Records: Send + Sync + 'static {
 
     /// Lets a message go, wherever it is. What the store has not heard is owed to it.
     fn put_down(&self, state: Self::State);
-
-    /// Lets messages go.
-    fn put_down_all(&self, states: impl Iterator<Item = Self::State>) {
-        states.for_each(|state| self.put_down(state));
-    }
 
     /// What the store knows the message by; `None` if it has no record.
     fn key(&self, state: &Self::State) -> Option<Key>;

@@ -61,12 +61,6 @@ const STINT: Duration = Duration::from_micros(200);
 const MESSAGES: usize = 1024;
 /// Reports taken in before the engine is told.
 const REPORTS: usize = 1024;
-/// Turns in a row that what is in hand is brought further before more is taken in: revocations and the end come in, too.
-const ROUNDS: u32 = 8;
-/// Handlers in tasks wake the pump one by one, and those that waited for the same tick end together: where fewer than so many said how they ended, …
-const FEW: usize = 16;
-/// … and more than so many run, the others are let say so first.
-const CROWD: usize = 64;
 
 /// What a pump works with.
 pub(super) struct Setup {
@@ -198,7 +192,7 @@ struct Pump<H: Drive> {
 async fn work<H, R, Fut>(mut pump: Pump<H>, mut bench: Bench<R, Fut>) -> Tally
 where
     H: Drive,
-    R: Fn(Few<Handed>) -> Fut + Send + Sync + 'static,
+    R: Fn(Few<Handed>) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = Few<Ended>> + Send + 'static,
 {
     let mut timer = pin!(tokio::time::sleep_until(pump.began));
@@ -206,12 +200,9 @@ where
     let mut input = None;
     let mut reports = Vec::with_capacity(REPORTS);
     let mut rested = std::time::Instant::now();
-    let mut rounds = 0;
     loop {
         pump.now = pump.began.elapsed();
-        // What is in hand comes to its end first: more of it would only fill the tables, and the processor's cache.
-        rounds = if pump.events.is_empty() || rounds >= ROUNDS { 0 } else { rounds + 1 };
-        pump.take(&mut input, &mut reports, rounds == 0);
+        pump.take(&mut input, &mut reports);
         pump.tell_engine();
         pump.carry_out(&mut bench);
         if pump.closed {
@@ -241,11 +232,7 @@ where
                 }
                 input = taken;
             }
-            said = pump.reports.recv_many(&mut reports, REPORTS) => {
-                if said < FEW && pump.engine.running() > CROWD {
-                    tokio::task::yield_now().await;
-                }
-            }
+            _ = pump.reports.recv_many(&mut reports, REPORTS) => {}
             () = &mut timer, if wake.is_some() => {
                 armed = None;
                 pump.events.push(Event::Tick);
@@ -304,9 +291,9 @@ impl<H: Drive> Pump<H> {
         self.hasher.hash_one(self.rolls)
     }
 
-    /// Takes in what is waiting: what tasks report, and if wanted what the Kafka thread says.
-    fn take(&mut self, input: &mut Option<Input>, reports: &mut Vec<Report>, inputs: bool) {
-        let mut messages = if inputs { 0 } else { MESSAGES };
+    /// Takes in what is waiting.
+    fn take(&mut self, input: &mut Option<Input>, reports: &mut Vec<Report>) {
+        let mut messages = 0;
         while messages < MESSAGES
             && let Some(input) = input.take().or_else(|| self.inputs.try_recv().ok())
         {
@@ -362,14 +349,14 @@ impl<H: Drive> Pump<H> {
         for Delivered { row, epoch } in delivered {
             let messages = row.messages();
             let period = self.periods.enter(epoch, messages.len());
-            let (slab, hasher, by_key) = (&mut self.slab, &self.hasher, self.by_key);
-            self.handling.records().look_row(messages, epoch, |message, subject, state| {
-                let lane = if by_key { message.key().map(|key| hasher.hash_one(key)) } else { None };
+            for message in messages {
+                let (subject, state) = self.handling.records().look(&message, epoch);
+                let lane = if self.by_key { message.key().map(|key| self.hasher.hash_one(key)) } else { None };
                 let offset = message.offset();
                 let (attempt, begun_at) = (0, 0);
                 let entry = Entry { message, state, period, attempt, begun_at, next: None, task: None, trouble: None };
-                arrivals.push(Arrival { ticket: slab.insert(entry), epoch, offset, lane, subject });
-            });
+                arrivals.push(Arrival { ticket: self.slab.insert(entry), epoch, offset, lane, subject });
+            }
         }
         arrivals
     }
@@ -383,7 +370,7 @@ impl<H: Drive> Pump<H> {
     /// Does what the engine said. What comes of it at once is told to it next.
     fn carry_out<R, Fut>(&mut self, bench: &mut Bench<R, Fut>)
     where
-        R: Fn(Few<Handed>) -> Fut + Send + Sync + 'static,
+        R: Fn(Few<Handed>) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = Few<Ended>> + Send + 'static,
     {
         let mut commands = std::mem::take(&mut self.commands);
