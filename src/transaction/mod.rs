@@ -58,7 +58,7 @@ pub use outcome::Misuse;
 #[allow(unused_imports, reason = "for the inbox")]
 pub(crate) use self::core::{Core, finish};
 #[allow(unused_imports, reason = "for the inbox")]
-pub(crate) use self::dialect::Transact;
+pub(crate) use self::dialect::{Transact, hex};
 pub(crate) use self::guard::{Called, bounded, called};
 #[allow(unused_imports, reason = "for the inbox")]
 pub(crate) use self::link::{Committed, Tx, sorted};

@@ -186,14 +186,7 @@ macro_rules! asked {
 
 pub(super) use asked;
 
-/// As digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
-}
+pub(super) use crate::transaction::hex;
 
 /// `(1, 2), (3, 4)`
 pub(super) fn tuples(rows: &[Vec<i64>]) -> String {
