@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::message::Message;
-use super::transactional::{Came, InTransaction, Shape};
+use super::transactional::{Came, InTransaction, Nobodys, Shape};
 use crate::engine::Ending;
 use crate::inbox::core::Core;
 use crate::inbox::{BringError, Brought, Inbox, Refusal};
@@ -60,6 +60,10 @@ impl<DB: TransactionalDatabase> Shape<DB> for Accepting<DB> {
         into: &mut Vec<Brought>,
     ) -> Result<(), BringError> {
         self.core.bring(messages, conn, into).await
+    }
+
+    fn fault(&self, error: &BringError) -> Option<Nobodys> {
+        error.fault().map(Nobodys)
     }
 
     fn passes(&self, brought: &Brought) -> bool {

@@ -15,7 +15,7 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ use crate::message::MessageView;
 use crate::record::{Seen, SettleOutcome};
 use crate::retry::Retry;
 use crate::store::StoreError;
+use crate::store::sql::Fault as DatabaseFault;
 use crate::threads::Threads;
 use crate::transaction::seam::{Buried, Core, Held, Item, Known, Outcome, Pinned, Prepared, Rules, Work};
 use crate::transaction::{Transactional, TransactionalDatabase};
@@ -40,7 +41,7 @@ use crate::wrapper::drive::{Call, ClaimReply, Ended, Fault, Hands, Own, Records,
 use crate::wrapper::{At, Claim, Described, ErrorClass, HandleError, HandlerError};
 
 /// What is asked again about a partition that another process holds: the group will take it away, or give it anew.
-const FENCED: Duration = Duration::from_secs(1);
+pub(super) const FENCED: Duration = Duration::from_secs(1);
 
 impl<DB: TransactionalDatabase> Transactional<DB> {
     /// What a consumer runs: `handler` for each message, inside the transaction that remembers it. Level L2.
@@ -114,7 +115,7 @@ impl<DB: TransactionalDatabase, S> fmt::Debug for InTransaction<DB, S> {
 impl<DB: TransactionalDatabase, S> InTransaction<DB, S> {
     pub(super) fn new(once: &Transactional<DB>, shape: S) -> Self {
         let core = Arc::clone(&once.core);
-        let records = Remembering { core: Arc::clone(&core), bound: Arc::default(), threads: Arc::default() };
+        let records = Remembering::new(&core);
         Self { core, records, shape, retry: OnceLock::new() }
     }
 }
@@ -167,6 +168,11 @@ pub trait Shape<DB: Database>: Send + Sync + 'static {
         into: &mut Vec<Self::Left>,
     ) -> impl Future<Output = Result<(), Self::Error>>;
 
+    /// What the database is, where an error says nothing of the messages.
+    fn fault(&self, _: &Self::Error) -> Option<Nobodys> {
+        None
+    }
+
     /// Whether a window may pass a message that this was left of.
     fn passes(&self, _: &Self::Left) -> bool {
         true
@@ -182,6 +188,10 @@ pub trait Shape<DB: Database>: Send + Sync + 'static {
         described
     }
 }
+
+/// An error of the database that says nothing of the messages that were on their way.
+#[derive(Debug)]
+pub struct Nobodys(pub(super) DatabaseFault);
 
 /// How a message came out of a handler that ended well.
 #[derive(Debug)]
@@ -262,6 +272,10 @@ impl<DB: Database, S: Shape<DB>> Work<DB> for Working<'_, S> {
         self.shape.passes(left)
     }
 
+    fn fault(&self, error: &S::Error) -> Option<DatabaseFault> {
+        self.shape.fault(error).map(|Nobodys(fault)| fault)
+    }
+
     async fn run(&self, places: &[usize], conn: &mut DB::Connection, into: &mut Vec<S::Left>) -> Result<(), S::Error> {
         let in_a_row = places.windows(2).all(|pair| matches!(pair, [a, b] if a + 1 == *b));
         match (places.first(), in_a_row) {
@@ -284,6 +298,8 @@ struct Kept {
     refused: Option<IdentityError>,
     /// Attempts that the database counted of a message that it has as dead; 0 if none are known.
     dead_after: AtomicU32,
+    /// Another process was found to have its partition.
+    fenced: AtomicBool,
     /// The message it is in conflict with.
     first: OnceLock<Seen>,
 }
@@ -300,7 +316,7 @@ impl Kept {
             Prepared::Item(item) => (item, None),
             Prepared::Refused(error, item) => (item, Some(error)),
         };
-        Arc::new(Self { item, refused, dead_after: AtomicU32::new(0), first: OnceLock::new() })
+        Arc::new(Self { item, refused, dead_after: AtomicU32::new(0), fenced: AtomicBool::new(false), first: OnceLock::new() })
     }
 
     /// The same that a claim would have been answered.
@@ -363,14 +379,9 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> InTransaction<DB, S> {
         let mut last = None;
         for (item, outcome) in items.iter().zip(outcomes) {
             let place = (&*item.origin.topic, item.origin.partition);
-            // What belongs to an assignment that is over says nothing of the one that stands.
-            if matches!(outcome, Outcome::Fenced)
-                && last != Some(place)
-                && let Pinned::To(Some(held)) = &item.held
-                && self.records.bound.is_bound(held)
-            {
+            if matches!(outcome, Outcome::Fenced) && last != Some(place) {
                 last = Some(place);
-                self.records.bound.fenced(place.0, place.1);
+                self.records.hear_of_fence(item);
             }
         }
     }
@@ -388,8 +399,11 @@ fn ended<T, E: HandlerError>(kept: &Kept, outcome: Outcome<T, E>) -> Ended {
             Ended::Failed(fault)
         }
         Outcome::NotBegun => Ended::NotBegun,
-        // Nothing of it was written. The group takes the partition away soon, or has given it anew: until then it waits.
-        Outcome::Fenced => Ended::Answered(Answer::InFlight { remaining: FENCED }),
+        // Nothing of it was written. The group takes the partition away soon, or has given it anew: until then it waits, and counts once.
+        Outcome::Fenced if kept.fenced.swap(true, Ordering::Relaxed) => {
+            Ended::Answered(Answer::InFlight { remaining: FENCED })
+        }
+        Outcome::Fenced => Ended::Fenced(FENCED),
         Outcome::Unknown(error) => Ended::Unknown(error),
     }
 }
@@ -421,11 +435,7 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> Drive for InTransaction<DB, S> {
     }
 
     fn windows(&self) -> Option<Arc<dyn Windows>> {
-        let held = self.core.holds_partitions();
-        let Remembering { core, bound, threads } = &self.records;
-        let partitions =
-            || Partitions { core: Arc::clone(core), bound: Arc::clone(bound), threads: Arc::clone(threads) };
-        held.then(|| Arc::new(partitions()) as Arc<dyn Windows>)
+        self.core.holds_partitions().then(|| self.records.windows())
     }
 
     async fn run(this: Arc<Self>, messages: Few<Handed>) -> Few<Ended> {
@@ -450,9 +460,31 @@ impl<DB: TransactionalDatabase, S: Shape<DB>> Drive for InTransaction<DB, S> {
 
 /// What is remembered of messages by the transactions that handle them.
 pub struct Remembering<DB: TransactionalDatabase> {
-    core: Arc<Core<DB>>,
-    bound: Arc<Bound>,
-    threads: Arc<Threads>,
+    pub(super) core: Arc<Core<DB>>,
+    pub(super) bound: Arc<Bound>,
+    pub(super) threads: Arc<Threads>,
+}
+
+impl<DB: TransactionalDatabase> Remembering<DB> {
+    pub(super) fn new(core: &Arc<Core<DB>>) -> Self {
+        Self { core: Arc::clone(core), bound: Arc::default(), threads: Arc::default() }
+    }
+
+    /// The windows of its partitions.
+    pub(super) fn windows(&self) -> Arc<dyn Windows> {
+        let Self { core, bound, threads } = self;
+        Arc::new(Partitions { core: Arc::clone(core), bound: Arc::clone(bound), threads: Arc::clone(threads) })
+    }
+
+    /// A message was refused since another process has its partition: tells whoever watches.
+    pub(super) fn hear_of_fence(&self, item: &Item) {
+        // What belongs to an assignment that is over says nothing of the one that stands.
+        if let Pinned::To(Some(held)) = &item.held
+            && self.bound.is_bound(held)
+        {
+            self.bound.fenced(&item.origin.topic, item.origin.partition);
+        }
+    }
 }
 
 impl<DB: TransactionalDatabase> fmt::Debug for Remembering<DB> {
@@ -566,13 +598,13 @@ fn outcome(buried: Buried) -> SettleOutcome {
 
 /// Which window each assignment has: one window's word says nothing of what was delivered under another.
 #[derive(Default)]
-struct Bound {
+pub(super) struct Bound {
     held: RwLock<HashMap<Epoch, Arc<Held>>>,
     watcher: OnceLock<Fenced>,
 }
 
 impl Bound {
-    fn held(&self, epoch: Epoch) -> Option<Arc<Held>> {
+    pub(super) fn held(&self, epoch: Epoch) -> Option<Arc<Held>> {
         self.held.read().unwrap_or_else(PoisonError::into_inner).get(&epoch).cloned()
     }
 
@@ -637,6 +669,6 @@ impl<DB: TransactionalDatabase> Windows for Partitions<DB> {
     }
 }
 
-fn gone(operation: &'static str) -> StoreError {
+pub(super) fn gone(operation: &'static str) -> StoreError {
     StoreError::unavailable("database", operation, "the thread that asked it is gone, or it panicked")
 }

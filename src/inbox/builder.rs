@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::Pool;
 
 use super::Inbox;
-use super::accept::{Counters, Ids, Intake, Oversize};
+use super::accept::{Counters, Ids, Intake, Oversize, Room};
 use super::core::{Core, IDS, Settings};
 use super::schema::{self, Sql};
 use super::tables::{PREFIX, Tables};
@@ -119,6 +119,9 @@ impl<DB: TransactionalDatabase> InboxBuilder<DB> {
     }
 
     /// Sets how large a payload may be that is kept, in bytes, and what happens to larger ones. Default: 1 MiB, [`Oversize::Reject`].
+    ///
+    /// The database has a limit of its own for key, headers and payload together, and the same happens to what is larger: on MySQL and MariaDB its
+    /// `max_allowed_packet`, as [`build`](Self::build) finds it; on PostgreSQL and SQLite 10⁹ bytes. Batches are split so that no statement is too long.
     pub const fn largest_payload(mut self, bytes: usize, oversize: Oversize) -> Self {
         self.settings.intake.largest = bytes;
         self.settings.intake.oversize = oversize;
@@ -234,8 +237,10 @@ impl<DB: TransactionalDatabase> InboxBuilder<DB> {
         let mut report = base.report.clone();
         report.extend(schema::examine::<DB>(&self.pool, &tables).await?);
         judge(&report, self.accept_unsafe)?;
+        let room = Room::ask::<DB>(&self.pool).await?;
         let mut core = Core {
             pool: self.pool,
+            room,
             base,
             report,
             tables,

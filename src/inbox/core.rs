@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sqlx::Pool;
 
-use super::accept::{Counters, Ids, Intake};
+use super::accept::{Counters, Ids, Intake, Room};
 use super::tables::Tables;
 use crate::identity::{FingerprintBy, Identify, OnMissing, Scope};
 use crate::store::sql::{Dialect, Fault};
@@ -44,6 +44,8 @@ pub(crate) struct Core<DB: Sealed> {
     pub(crate) scope: Scope,
     pub(crate) settings: Settings,
     pub(crate) drawn: Ids,
+    /// How much the database takes at once.
+    pub(crate) room: Room,
     pub(crate) taken_in: Counters,
 }
 

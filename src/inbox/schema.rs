@@ -4,6 +4,7 @@ use std::future::Future;
 
 use sqlx::{AssertSqlSafe, Pool};
 
+use super::accept;
 use super::tables::{PREFIX, Tables, VERSIONS};
 use crate::store::sql::{Conn, Dialect, Engine, Fault, Marker, TableName};
 use crate::store::{Report, StoreError};
@@ -289,6 +290,16 @@ pub(crate) async fn examine<DB: Sealed>(pool: &Pool<DB>, tables: &Tables) -> Res
                 report.error("columns", format!("the table {name} is not as it should be: {said}"), REMAKE);
             }
             Err(fault) => return Err(failed(fault)),
+        }
+    }
+    let messages = tables.prefix.with_end("");
+    if let Some(text) = <DB::Dialect as accept::Sql>::roomy(&messages) {
+        let found = DB::DIALECT.numbers(&mut conn, text, &[]).await.map_err(|error| failed(fault(&error)))?;
+        if found.first().is_none_or(|count| *count < 3) {
+            let problem = format!(
+                "record_key, headers and payload of {messages} are not all LONGBLOB: longer values would be cut without a word."
+            );
+            report.error("columns", problem, REMAKE);
         }
     }
     for (end, column, danger) in UNIQUE {

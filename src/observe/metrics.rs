@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ::metrics::{Counter, Gauge, Histogram, Label, Unit, counter, gauge, histogram};
 use ::metrics::{describe_counter, describe_gauge, describe_histogram};
 
-use super::{Circuit, Endings, Observed, Observer, Operation, Outcome, Place, Snapshot};
+use super::{Circuit, Endings, Observed, Observer, Operation, Outcome, Place, Snapshot, Worked};
 
 /// Feeds counters, gauges and histograms to the `metrics` facade: `.observer(Metrics::new())`.
 ///
@@ -26,6 +26,7 @@ use super::{Circuit, Endings, Observed, Observer, Operation, Outcome, Place, Sna
 /// | `hapax_store_batch` | histogram | `operation` | messages in a call to the store |
 /// | `hapax_store_failures_total` | counter | `operation` | calls that failed |
 /// | `hapax_late_results_total` | counter | | results of assignments that were over |
+/// | `hapax_messages_fenced_total` | counter | | messages left to another process that has taken their partition: rolled back here |
 /// | `hapax_messages_dropped_total` | counter | | messages dropped unfinished: they are delivered again |
 /// | `hapax_dead_letters_total` | counter | | dead letters acknowledged by the broker |
 /// | `hapax_dead_letter_failures_total` | counter | | dead letters that could not be produced, and are produced again |
@@ -42,6 +43,16 @@ use super::{Circuit, Endings, Observed, Observer, Operation, Outcome, Place, Sna
 /// | `hapax_partitions_paused` | gauge | | partitions that take nothing in |
 /// | `hapax_lag` | gauge | `topic` | offsets from the frontier to the end of the partitions, where known |
 /// | `hapax_frontier_behind` | gauge | `topic` | offsets from the frontier to what was delivered |
+/// | `hapax_inbox_accepted_total` | counter | `outcome`: `new`, `duplicates`, `conflicts`, `redelivered`, `rejected`, `refused` | messages that an inbox was handed |
+/// | `hapax_inbox_taken_total` | counter | | messages that a worker took, as often as it did |
+/// | `hapax_inbox_worked_total` | counter | `outcome`: `succeeded`, `late`, `failed`, `dead`, `released`, `lost` (its lease had run out), `unsettled` | how they ended |
+/// | `hapax_inbox_swept_total` | counter | | messages of workers that died, found by this one |
+/// | `hapax_inbox_in_hand` | gauge | | messages in this worker's hands |
+/// | `hapax_inbox_messages` | gauge | `state`: `received`, `processing`, `failed`, `dead` | messages of the inbox that have not succeeded |
+/// | `hapax_inbox_oldest_seconds` | gauge | | age of the oldest message that waits for a worker, 0 if none does |
+/// | `hapax_inbox_paused` | gauge | | 1 while an operator has paused the handler |
+///
+/// Those of an inbox come from a worker that has this as its observer (taken, worked, swept, in hand), and from `Inbox::watch` (the others).
 ///
 /// `partition` is a label of those with `topic` if [`by_partition`](Self::by_partition) says so. What messages say, their keys and
 /// their identities are never labels.
@@ -132,6 +143,18 @@ impl Metrics {
         let labels = self.labels("operation", operation.name());
         histogram!("hapax_store_seconds", labels.iter()).record(took.as_secs_f64());
         histogram!("hapax_store_batch", labels.iter()).record(messages as f64);
+    }
+
+    fn worked(&self, worked: &Worked) {
+        // All of them from the start: a rate wants its zero.
+        for (outcome, n) in worked.all().filter(|(name, _)| !matches!(*name, "taken" | "swept")) {
+            counter!("hapax_inbox_worked_total", self.labels("outcome", outcome)).increment(n);
+        }
+        self.count("hapax_inbox_taken_total", worked.taken);
+        self.count("hapax_inbox_swept_total", worked.swept);
+        let in_hand = gauge!("hapax_inbox_in_hand", self.cells().common.iter());
+        in_hand.increment(worked.taken as f64);
+        in_hand.decrement(worked.ended() as f64);
     }
 
     fn gauges(&self, snapshot: &Snapshot) {
@@ -241,6 +264,7 @@ impl Observer for Metrics {
                 }
             }),
             Observed::Late(n) => self.count("hapax_late_results_total", *n),
+            Observed::Fenced(n) => self.count("hapax_messages_fenced_total", *n),
             Observed::Dropped(n) => self.count("hapax_messages_dropped_total", *n),
             Observed::DeadLettered(n) => self.count("hapax_dead_letters_total", *n),
             Observed::DeadLetterFailed(n) => self.count("hapax_dead_letter_failures_total", *n),
@@ -263,6 +287,27 @@ impl Observer for Metrics {
                 counter!("hapax_commits_total", labels).increment(1);
             }
             Observed::Sampled(snapshot) => self.gauges(snapshot),
+            Observed::Accepted(accepts) => {
+                for (outcome, n) in accepts.all() {
+                    counter!("hapax_inbox_accepted_total", self.labels("outcome", outcome)).increment(n);
+                }
+            }
+            Observed::Worked(worked) => self.worked(worked),
+            Observed::Inbox(snapshot) => {
+                let states = [
+                    ("received", snapshot.received),
+                    ("processing", snapshot.processing),
+                    ("failed", snapshot.failed),
+                    ("dead", snapshot.dead),
+                ];
+                for (state, n) in states {
+                    gauge!("hapax_inbox_messages", self.labels("state", state)).set(n as f64);
+                }
+                let common = &self.cells().common;
+                let oldest = snapshot.oldest.map_or(0.0, |age| age.as_secs_f64());
+                gauge!("hapax_inbox_oldest_seconds", common.iter()).set(oldest);
+                gauge!("hapax_inbox_paused", common.iter()).set(f64::from(u8::from(snapshot.paused)));
+            }
         }
     }
 }
@@ -276,6 +321,11 @@ fn describe() {
     describe_counter!("hapax_settles_total", Unit::Count, "What the store said to settles.");
     describe_counter!("hapax_store_failures_total", Unit::Count, "Calls to the store that failed.");
     describe_counter!("hapax_late_results_total", Unit::Count, "Results of assignments that were over.");
+    describe_counter!(
+        "hapax_messages_fenced_total",
+        Unit::Count,
+        "Messages left to another process that has taken their partition."
+    );
     describe_counter!(
         "hapax_messages_dropped_total",
         Unit::Count,
@@ -299,6 +349,14 @@ fn describe() {
     describe_gauge!("hapax_partitions_paused", Unit::Count, "Partitions that take nothing in.");
     describe_gauge!("hapax_lag", Unit::Count, "Offsets from the frontier to the end, where known.");
     describe_gauge!("hapax_frontier_behind", Unit::Count, "Offsets from the frontier to what was delivered.");
+    describe_counter!("hapax_inbox_accepted_total", Unit::Count, "Messages that an inbox was handed, by outcome.");
+    describe_counter!("hapax_inbox_taken_total", Unit::Count, "Messages that a worker took.");
+    describe_counter!("hapax_inbox_worked_total", Unit::Count, "Messages that a worker took, by how they ended.");
+    describe_counter!("hapax_inbox_swept_total", Unit::Count, "Messages of workers that died.");
+    describe_gauge!("hapax_inbox_in_hand", Unit::Count, "Messages in a worker's hands.");
+    describe_gauge!("hapax_inbox_messages", Unit::Count, "Messages that have not succeeded, by state.");
+    describe_gauge!("hapax_inbox_oldest_seconds", Unit::Seconds, "Age of the oldest message that waits for a worker.");
+    describe_gauge!("hapax_inbox_paused", Unit::Count, "1 while an operator has paused the handler.");
 }
 
 #[cfg(test)]
@@ -413,6 +471,7 @@ mod tests {
             Observed::Ran(&runs),
             Observed::Finished { place: ORDERS, counts: Endings { handled: 3, same_id: 1, ..Endings::default() } },
             Observed::Late(2),
+            Observed::Fenced(4),
             Observed::Dropped(3),
             Observed::DeadLettered(1),
             Observed::DeadLetterFailed(1),
@@ -453,6 +512,7 @@ mod tests {
             (format!("hapax_store_batch{{{common},operation=settle}}"), 4.0),
             (format!("hapax_store_failures_total{{{common},operation=claim}}"), 1.0),
             (format!("hapax_late_results_total{{{common}}}"), 2.0),
+            (format!("hapax_messages_fenced_total{{{common}}}"), 4.0),
             (format!("hapax_messages_dropped_total{{{common}}}"), 3.0),
             (format!("hapax_dead_letters_total{{{common}}}"), 1.0),
             (format!("hapax_dead_letter_failures_total{{{common}}}"), 1.0),

@@ -25,6 +25,7 @@
 //! # let _ = Duplicates::default();
 //! ```
 
+mod inbox;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod snapshot;
@@ -38,6 +39,7 @@ use tracing::Span;
 
 #[cfg(feature = "metrics")]
 pub use self::metrics::Metrics;
+pub use inbox::InboxSnapshot;
 pub use snapshot::{Health, PartitionSnapshot, Phase, Snapshot, Totals};
 pub use trace::TraceContext;
 
@@ -46,7 +48,7 @@ use crate::message::MessageView;
 /// The target of the spans of handled messages: `RUST_LOG=info,hapax::process=debug` turns them on.
 pub const SPAN_TARGET: &str = "hapax::process";
 
-/// Hears what a consumer does. Give it to `Consumer::observer`; several may be given.
+/// Hears what a consumer does, or an inbox and its workers. Give it to `Consumer::observer`, `Worker::observer` or `Inbox::watch`; several may be given.
 ///
 /// Called on the consumer's own task and thread, between batches: return soon, never block. A panic in it ends the consumer.
 pub trait Observer: Send + Sync + 'static {
@@ -178,6 +180,9 @@ pub enum Observed<'a> {
     },
     /// Results came of assignments that are over: they move no frontier.
     Late(u64),
+    /// So many messages were left to another process, which has taken their partition: of what was done of them here nothing stands (level L2), or
+    /// nothing is remembered (windows at level L1). The log names the partition.
+    Fenced(u64),
     /// Messages were dropped unfinished, their partition being gone: they are delivered again, here or elsewhere.
     Dropped(u64),
     /// The broker acknowledged so many dead letters.
@@ -220,6 +225,12 @@ pub enum Observed<'a> {
     },
     /// The consumer's state, about once a second while anything happens.
     Sampled(&'a Snapshot),
+    /// An inbox was handed messages: told by `Inbox::watch`.
+    Accepted(Accepts),
+    /// A worker of an inbox took messages, or they ended: told by the worker.
+    Worked(Worked),
+    /// How an inbox stands: told by `Inbox::watch`, every so often.
+    Inbox(&'a InboxSnapshot),
 }
 
 /// A call to the store.
@@ -282,7 +293,12 @@ macro_rules! counts {
 
             /// Each number that is not zero, with its name.
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
-                [$((stringify!($field), self.$field)),*].into_iter().filter(|(_, count)| *count > 0)
+                self.all().filter(|(_, count)| *count > 0)
+            }
+
+            /// Each number, with its name.
+            pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$((stringify!($field), self.$field)),*].into_iter()
             }
         }
 
@@ -343,6 +359,56 @@ counts! {
         conflicts,
         /// Given up.
         dead,
+    }
+}
+
+counts! {
+    /// What became of messages that an inbox was handed.
+    Accepts {
+        /// In the table now.
+        new,
+        /// Their identities were there, saying the same.
+        duplicates,
+        /// Their identities were there, saying something else.
+        conflicts,
+        /// Delivered again after they had been accepted.
+        redelivered,
+        /// Refused for want of an identity.
+        rejected,
+        /// Refused for their size, or their topic's name.
+        refused,
+    }
+}
+
+counts! {
+    /// What a worker of an inbox did with messages.
+    Worked {
+        /// Taken, as often as they were.
+        taken,
+        /// Succeeded.
+        succeeded,
+        /// Succeeded after their lease had run out (level L1): their effects may have happened twice.
+        late,
+        /// Failed, and to be tried again.
+        failed,
+        /// Given up.
+        dead,
+        /// Given back, with no attempt burnt.
+        released,
+        /// Somebody else's by then: their lease had run out.
+        lost,
+        /// Ended, and the database could not be told: they are found when their lease is over.
+        unsettled,
+        /// Messages of workers that died, found by this one: not taken by it.
+        swept,
+    }
+}
+
+impl Worked {
+    /// Those that are in the worker's hands no longer.
+    #[must_use]
+    pub const fn ended(&self) -> u64 {
+        self.succeeded + self.late + self.failed + self.dead + self.released + self.lost + self.unsettled
     }
 }
 

@@ -10,6 +10,7 @@ use super::windows::Held;
 use crate::identity::{IdentityError, Key};
 use crate::record::{Origin, Seen, Sighting};
 use crate::store::StoreError;
+use crate::store::sql::Fault;
 use crate::wrapper::{ErrorClass, Failure, HandlerError};
 
 /// A message, as the database knows it.
@@ -92,6 +93,11 @@ pub(crate) trait Work<DB: Database> {
     /// Whether the window may pass a message of which this came. Where it may not, the message is handled, and will be again.
     fn passes(&self, _: &Self::Value) -> bool {
         true
+    }
+
+    /// What the database is, where an error says nothing of the messages: everything is rolled back then, and none of them has failed.
+    fn fault(&self, _: &Self::Error) -> Option<Fault> {
+        None
     }
 
     /// Handles the messages at these places of the batch, and pushes a value for each. Not called at all for an attempt that was decided

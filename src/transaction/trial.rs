@@ -223,6 +223,10 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
             Ok(()) if self.tx.is_level() => {}
             Ok(()) => return Err(self.over(batch, first, None)),
             Err(Failure::Error(error)) => {
+                if let Some(fault) = work.fault(&error) {
+                    let left = if fault.spares_connection() { Left::Rollback } else { Left::Close };
+                    return Err(left(fault.into()));
+                }
                 let why = self.refused(batch, first, error).await?;
                 return Err(Left::Rollback(Stop::Split(why)));
             }

@@ -11,6 +11,7 @@ use crate::message::MessageView;
 use crate::record::Seen;
 use crate::retry::Retry;
 use crate::store::StoreError;
+use crate::store::sql::Fault;
 use crate::transaction::intake::{Failed, Item, Known, Outcome, Prepared, Rules, Why, Work};
 use crate::transaction::{Assigned, TransactionalDatabase};
 use crate::wrapper::{At, Commit, Failure, commits};
@@ -51,8 +52,29 @@ pub enum AcceptError {
         /// Bytes of the largest that is kept.
         most: usize,
     },
-    /// The name of its topic has more than 255 bytes. Not retryable.
-    #[error("{at}: its topic's name has more than 255 bytes")]
+    /// Key, headers and payload together are larger than what the database takes at once. Not retryable; with [`Oversize::LeaveOut`](super::Oversize::LeaveOut) the payload
+    /// is left out instead, if the rest fits.
+    #[error("{at}: its key, headers and payload have {bytes} bytes, and the database takes {most} at once: {cure}")]
+    NoRoom {
+        /// The message.
+        at: At,
+        /// Bytes of all its parts.
+        bytes: usize,
+        /// Bytes that the database takes.
+        most: usize,
+        /// What can be done about it.
+        cure: &'static str,
+    },
+    /// The database takes this very message from nobody, by its own checks: see what it said. Others are accepted. Not retryable.
+    #[error("{at}: {error}")]
+    Unfit {
+        /// The message.
+        at: At,
+        /// What the database said.
+        error: StoreError,
+    },
+    /// The name of its topic has more than 255 bytes, or a zero in it. Not retryable.
+    #[error("{at}: its topic's name has more than 255 bytes, or a zero in it")]
     Topic {
         /// The message.
         at: At,
@@ -94,7 +116,8 @@ pub enum AcceptError {
         at: At,
     },
     /// The database could not be asked for longer than [`store_patience`](crate::InboxBuilder::store_patience), or it refused. Nothing was
-    /// committed, or it is not known: hand the message in again, and it is found out. Retryable if [`StoreError::is_retryable`].
+    /// committed, or it is not known: hand the message in again, and it is found out. Never for what the message says. Retryable if
+    /// [`StoreError::is_retryable`]; otherwise something has to be mended first: a right, a table.
     #[error(transparent)]
     Database(StoreError),
 }
@@ -143,6 +166,10 @@ impl<DB: TransactionalDatabase, M: MessageView> Work<DB> for Bringing<'_, DB, M>
 
     fn passes(&self, value: &Brought) -> bool {
         value.passes()
+    }
+
+    fn fault(&self, error: &BringError) -> Option<Fault> {
+        error.fault()
     }
 
     async fn run(
@@ -271,6 +298,9 @@ impl<DB: TransactionalDatabase> Core<DB> {
                     Brought::Refused(Refusal::TooLarge { bytes, most }) => {
                         Err(AcceptError::TooLarge { at: at(), bytes, most })
                     }
+                    Brought::Refused(Refusal::NoRoom { bytes, most, cure }) => {
+                        Err(AcceptError::NoRoom { at: at(), bytes, most, cure })
+                    }
                     Brought::Refused(Refusal::Topic) => Err(AcceptError::Topic { at: at() }),
                 }
             }
@@ -284,7 +314,8 @@ impl<DB: TransactionalDatabase> Core<DB> {
             // What the database refused for a while is asked again.
             Outcome::Known(_) | Outcome::NotBegun => Err(AcceptError::Busy { at: at() }),
             Outcome::Failed(Failed { why: Why::Handler(Failure::Error(error)), .. }) => {
-                Err(AcceptError::Database(error.error(<DB::Dialect as crate::store::sql::Dialect>::NAME)))
+                let error = error.error(<DB::Dialect as crate::store::sql::Dialect>::NAME);
+                Err(AcceptError::Unfit { at: at(), error })
             }
             Outcome::Failed(Failed { why: Why::Handler(failure), .. }) => database(failure.to_string()),
             Outcome::Failed(Failed { why: Why::Misused(misuse), .. }) => database(misuse.to_string()),

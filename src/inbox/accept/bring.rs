@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::Oversize;
-use super::dialect::{Row, Sql, Stands};
+use super::dialect::{Row, Sql, Stands, bytes_beside};
+use super::{Oversize, blame};
 use crate::identity::{Encoder, IdentityError, OnMissing};
 use crate::inbox::core::Core;
 use crate::inbox::message::{Form, Headers, MessageId};
+use crate::inbox::schema::Sql as _;
 use crate::message::MessageView;
 use crate::record::{Origin, Seen};
 use crate::store::StoreError;
 use crate::store::sql::{Conn, Fault};
 use crate::transaction::sealed::Sealed;
+use crate::transaction::sorted;
 use crate::wrapper::{ErrorClass, HandlerError, OnConflict};
 
 /// Longest name of a topic, in bytes. Kafka's own are shorter.
@@ -48,7 +50,13 @@ pub enum Refusal {
         bytes: usize,
         most: usize,
     },
-    /// Its topic's name is longer than any of Kafka's.
+    /// The database takes no message as large: bytes of all its parts.
+    NoRoom {
+        bytes: usize,
+        most: usize,
+        cure: &'static str,
+    },
+    /// Its topic's name is none of Kafka's.
     Topic,
 }
 
@@ -60,7 +68,13 @@ impl fmt::Display for Refusal {
                 f,
                 "its payload has {bytes} bytes, and the inbox keeps {most}: raise `largest_payload`, or choose `Oversize::LeaveOut`"
             ),
-            Self::Topic => write!(f, "its topic's name has more than {TOPIC} bytes"),
+            Self::NoRoom { bytes, most, cure } => {
+                write!(
+                    f,
+                    "its key, headers and payload have {bytes} bytes, and the database takes {most} at once: {cure}"
+                )
+            }
+            Self::Topic => write!(f, "its topic's name has more than {TOPIC} bytes, or a zero in it"),
         }
     }
 }
@@ -79,37 +93,50 @@ impl Brought {
 /// A statement that failed.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "kafka"), allow(unreachable_pub, reason = "the consumer names it"))]
-pub struct BringError(Fault);
+pub struct BringError {
+    fault: Fault,
+    /// It comes of what a message says: see [`blame`](super::blame).
+    own: bool,
+}
 
 impl From<Fault> for BringError {
     fn from(fault: Fault) -> Self {
-        Self(fault)
+        Self { fault, own: false }
     }
 }
 
 impl BringError {
+    fn of<D: Sql>(error: &sqlx::Error) -> Self {
+        let own = match error {
+            sqlx::Error::Encode(_) => true,
+            sqlx::Error::Database(said) => D::is_own(said.as_ref()),
+            _ => false,
+        };
+        // Whose identity stands is left alone: what is given twice is an id.
+        let twice = error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation);
+        Self { fault: if twice { blame::ids_taken() } else { sorted::<D>(error) }, own }
+    }
+
+    /// What the database is, where this says nothing of a message.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        (!self.own).then(|| self.fault.clone())
+    }
+
     pub(crate) fn error(&self, store: &'static str) -> StoreError {
-        self.0.error(store, "accept a message")
+        self.fault.error(store, "accept a message")
     }
 }
 
 impl fmt::Display for BringError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.fault.fmt(f)
     }
 }
 
 impl HandlerError for BringError {
     fn class(&self) -> ErrorClass {
-        match self.0 {
-            // Maybe for what one message says: which shows when it is alone.
-            Fault::Refused(_) | Fault::Corrupt(_) => ErrorClass::Retryable,
-            _ => ErrorClass::Unavailable,
-        }
-    }
-
-    fn is_contention(&self) -> bool {
-        matches!(self.0, Fault::Contended(_) | Fault::Locked(_))
+        // Of which message it is shows when it is alone; it comes again however often that is tried.
+        if self.own { ErrorClass::Fatal } else { ErrorClass::Unavailable }
     }
 }
 
@@ -161,7 +188,7 @@ impl<DB: Sealed> Core<DB> {
             self.round(rest, conn, &mut brought, false).await?;
         }
         if brought.iter().any(|brought| matches!(brought, Some(Brought::New(_)))) {
-            self.notify(conn).await.map_err(|error| Self::fault(&error))?;
+            self.notify(conn).await.map_err(|error| BringError::of::<DB::Dialect>(&error))?;
         }
         into.reserve(brought.len());
         for brought in brought {
@@ -177,8 +204,8 @@ impl<DB: Sealed> Core<DB> {
         conn: &mut Conn<DB::Dialect>,
         brought: &mut [Option<Brought>],
         first: bool,
-    ) -> Result<Vec<Parcel<'a>>, Fault> {
-        let fault = |error: sqlx::Error| Self::fault(&error);
+    ) -> Result<Vec<Parcel<'a>>, BringError> {
+        let fault = |error: sqlx::Error| BringError::of::<DB::Dialect>(&error);
         let mut keys: HashMap<[u8; 16], usize> = HashMap::with_capacity(parcels.len());
         let mut rows: Vec<&Row<'_>> = Vec::with_capacity(parcels.len());
         for (at, parcel) in parcels.iter().enumerate() {
@@ -191,7 +218,8 @@ impl<DB: Sealed> Core<DB> {
             return Ok(Vec::new());
         }
         let tables = &self.tables;
-        let inserted = DB::DIALECT.insert_messages(conn, tables, self.number, &rows).await.map_err(fault)?;
+        let room = self.room.statement;
+        let inserted = DB::DIALECT.insert_messages(conn, tables, self.number, &rows, room).await.map_err(fault)?;
         let mut stood: HashMap<[u8; 16], Stands> = HashMap::new();
         if inserted != rows.len() as u64 {
             let wanted: Vec<[u8; 16]> = rows.iter().map(|row| row.key).collect();
@@ -199,11 +227,12 @@ impl<DB: Sealed> Core<DB> {
                 stood.insert(stands.key, stands);
             }
             if rows.iter().any(|row| !stood.contains_key(&row.key)) {
-                return Err(Fault::Contended("a message that stood was purged meanwhile.".into()));
+                rows.retain(|row| !stood.contains_key(&row.key));
+                return Err(self.why_missing(conn, &rows).await);
             }
             rows.retain(|row| stood.get(&row.key).is_some_and(|stands| stands.id == row.id));
             if rows.len() as u64 != inserted {
-                return Err(Fault::Contended("other messages stand than were inserted.".into()));
+                return Err(Fault::Contended("other messages stand than were inserted.".into()).into());
             }
         }
         if !rows.is_empty() {
@@ -220,7 +249,7 @@ impl<DB: Sealed> Core<DB> {
                     let origin = Origin { topic: twin.topic.into(), partition: twin.partition, offset: twin.offset };
                     (twin.id, twin.fingerprint, origin, 0)
                 }
-                (None, None) => return Err(Fault::Corrupt("a message was left out of its batch.".into())),
+                (None, None) => return Err(Fault::Corrupt("a message was left out of its batch.".into()).into()),
             };
             let policy = self.settings.on_conflict;
             ends.push(if id == row.id {
@@ -243,11 +272,30 @@ impl<DB: Sealed> Core<DB> {
         Ok(again)
     }
 
+    /// Why these rows were not inserted, although no others stand in their place.
+    async fn why_missing(&self, conn: &mut Conn<DB::Dialect>, rows: &[&Row<'_>]) -> BringError {
+        let ids: Vec<String> = rows.iter().map(|row| row.id.to_string()).collect();
+        let text = format!("SELECT id FROM {} WHERE id IN ({})", self.tables.messages, ids.join(", "));
+        match DB::DIALECT.numbers(conn, text, &[]).await {
+            Ok(found) if found.is_empty() => {}
+            Ok(_) => return blame::ids_taken().into(),
+            Err(error) => return BringError::of::<DB::Dialect>(&error),
+        }
+        match DB::DIALECT.insert_strictly(conn, &self.tables, self.number, rows, self.room.statement).await {
+            Ok(()) => Fault::Contended("a message that stood was purged meanwhile.".into()).into(),
+            // Somebody else's has come to stand there.
+            Err(error) if error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation) => {
+                Fault::Contended("others accepted the same messages.".into()).into()
+            }
+            Err(error) => BringError::of::<DB::Dialect>(&error),
+        }
+    }
+
     /// A message's row.
     fn row<'m, M: MessageView>(&self, message: &'m M) -> Result<Row<'m>, Refusal> {
         let (settings, intake) = (&self.settings, &self.settings.intake);
         let topic = message.topic();
-        if topic.len() > TOPIC {
+        if topic.len() > TOPIC || topic.contains('\0') {
             return Err(Refusal::Topic);
         }
         let key = match settings.identify.identity(message) {
@@ -257,11 +305,22 @@ impl<DB: Sealed> Core<DB> {
         };
         let payload = message.payload();
         let bytes = payload.map_or(0, <[u8]>::len);
-        let left_out = match (intake.leave_out, bytes > intake.largest, intake.oversize) {
+        let headers = Headers::pack(message);
+        // All of it goes in one statement, or not at all.
+        let beside = bytes_beside(topic, headers.as_deref(), message.key());
+        let no_room = |bytes| Refusal::NoRoom { bytes, most: self.room.message, cure: DB::Dialect::MORE_ROOM };
+        if beside > self.room.message {
+            return Err(no_room(beside));
+        }
+        let too_large = bytes > intake.largest;
+        let left_out = match (intake.leave_out, too_large || beside + bytes > self.room.message, intake.oversize) {
             (true, ..) => payload.is_some(),
             (false, false, _) => false,
             (false, true, Oversize::LeaveOut) => true,
-            (false, true, Oversize::Reject) => return Err(Refusal::TooLarge { bytes, most: intake.largest }),
+            (false, true, Oversize::Reject) if too_large => {
+                return Err(Refusal::TooLarge { bytes, most: intake.largest });
+            }
+            (false, true, Oversize::Reject) => return Err(no_room(beside + bytes)),
         };
         let form = if left_out { Form::LeftOut } else { Form::Whole };
         Ok(Row {
@@ -277,7 +336,7 @@ impl<DB: Sealed> Core<DB> {
             fingerprint: *self.scope.fingerprint(&settings.fingerprint, message).as_bytes(),
             topic,
             record_key: message.key(),
-            headers: Headers::pack(message),
+            headers,
             payload: if left_out { None } else { payload },
         })
     }

@@ -8,9 +8,11 @@
 //!
 //! - [`bring`] is what happens inside the transaction; the transaction itself, with lost commits, fences and retries, is `transaction/`'s.
 //! - [`ids`] are drawn in blocks, a new one whenever a partition is taken: so they ascend along a partition whoever owns it.
+//! - [`blame`] says which errors are a message's own; [`room`] how much the database takes at once.
 //! - [`batch`] is the way in for any loop; the consumer's is in `consumer/inbox.rs`.
 
 mod batch;
+mod blame;
 mod bring;
 mod counts;
 mod dialect;
@@ -19,6 +21,7 @@ mod ids;
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod room;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
@@ -31,13 +34,15 @@ pub use counts::AcceptCounts;
 pub(crate) use counts::Counters;
 pub(crate) use dialect::Sql;
 pub(crate) use ids::Ids;
+pub(crate) use room::Room;
 
 use crate::message::MessageView;
 
 /// What happens to a message whose payload is larger than those that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Oversize {
-    /// It is refused: given up to the dead letter, or the consumer stops; in a loop of your own, [`AcceptError::TooLarge`].
+    /// It is refused: given up to the dead letter, or the consumer stops; in a loop of your own, [`AcceptError::TooLarge`]. So is one that is larger than the database
+    /// takes at once: [`AcceptError::NoRoom`].
     #[default]
     Reject,
     /// It is accepted without its payload, which a handler may read at the message's position for as long as its topic keeps it:

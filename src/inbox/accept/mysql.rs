@@ -1,112 +1,50 @@
 //! Taking messages in, in MySQL and MariaDB.
 
-use sqlx::mysql::{MySqlArguments, MySqlConnection};
+use sqlx::error::DatabaseError;
+use sqlx::mysql::{MySqlArguments, MySqlConnection, MySqlDatabaseError};
 use sqlx::{Arguments, AssertSqlSafe, Error, Row as _};
 
-use super::dialect::{LOOK, Row, Sql, Stands, parts, stands};
+use super::blame;
+use super::dialect::{LOOK, ROWS, Row, Sql, Stands, by_question_marks, inserted, parts, stands, tuples};
 use crate::inbox::tables::Tables;
 use crate::record::Origin;
 use crate::store::mysql::Mysql;
+use crate::store::sql::TableName;
 use crate::transaction::Transact;
 
-/// Rows of one statement.
-const ROWS: usize = 512;
-
-fn tuples(tuple: &str, size: usize) -> String {
-    let mut text = String::with_capacity((tuple.len() + 1) * size);
-    for number in 0..size {
-        if number > 0 {
-            text.push(',');
-        }
-        text.push_str(tuple);
-    }
-    text
-}
-
 impl Sql for Mysql {
-    /// `IGNORE` counts what it inserted and nothing else, whereas sqlx asks for *found* rows, which makes `ON DUPLICATE KEY UPDATE` count what
-    /// stood too. It would also let wrong values through as warnings: none are, since each fits its column.
-    async fn insert_messages(
-        &self,
-        conn: &mut MySqlConnection,
-        tables: &Tables,
-        inbox: i32,
-        rows: &[&Row<'_>],
-    ) -> Result<u64, Error> {
-        let tuple = format!("(?,?,?,{},?,?,{inbox},?,1,?,?,?,?,?,?,?,?)", self.clock());
-        let mut inserted = 0;
-        for rows in parts(rows, ROWS) {
-            let text = format!(
-                "INSERT IGNORE INTO {} (id, lane, log_offset, accepted, stamp, not_before, inbox, part, generation, priority, form, \
-                 message_key, fingerprint, topic, record_key, headers, payload) VALUES {}",
-                tables.messages,
-                tuples(&tuple, rows.len()),
-            );
-            let mut a = MySqlArguments::default();
-            let mut add = |row: &Row<'_>| {
-                a.add(row.id)?;
-                a.add(row.lane)?;
-                a.add(row.offset)?;
-                a.add(row.stamp)?;
-                a.add(row.not_before)?;
-                a.add(row.partition)?;
-                a.add(row.priority)?;
-                a.add(row.form)?;
-                a.add(&row.key[..])?;
-                a.add(&row.fingerprint[..])?;
-                a.add(row.topic)?;
-                a.add(row.record_key)?;
-                a.add(row.headers.as_deref())?;
-                a.add(row.payload)
-            };
-            rows.iter().try_for_each(|row| add(row)).map_err(Error::Encode)?;
-            inserted += sqlx::query_with(AssertSqlSafe(text), a).execute(&mut *conn).await?.rows_affected();
-        }
-        Ok(inserted)
+    // LONGBLOB takes more; a packet does not.
+    const TAKES: usize = 1 << 30;
+    const ASK_ROOM: Option<&'static str> = Some("SELECT CAST(@@SESSION.max_allowed_packet AS SIGNED)");
+    const MORE_ROOM: &'static str = "raise the server's max_allowed_packet, or choose `Oversize::LeaveOut`";
+
+    fn is_own(error: &dyn DatabaseError) -> bool {
+        error.try_downcast_ref::<MySqlDatabaseError>().is_some_and(|error| blame::mysql(error.number()))
     }
 
-    async fn insert_open(
+    fn roomy(messages: &TableName) -> Option<String> {
+        Some(format!(
+            "SELECT CAST(COUNT(*) AS SIGNED) FROM information_schema.columns WHERE table_schema = {} AND table_name = '{}' \
+             AND column_name IN ('record_key', 'headers', 'payload') AND data_type = 'longblob'",
+            messages.schema().map_or_else(|| "DATABASE()".to_owned(), |schema| format!("'{schema}'")),
+            messages.table(),
+        ))
+    }
+
+    // `IGNORE` counts what it inserted and nothing else, whereas sqlx asks for *found* rows, which makes `ON DUPLICATE KEY UPDATE` count what
+    // stood too. It passes over what it cannot insert: whatever is missing then is inserted without it, which says why.
+    async fn insert_strictly(
         &self,
         conn: &mut MySqlConnection,
         tables: &Tables,
         inbox: i32,
         rows: &[&Row<'_>],
+        longest: usize,
     ) -> Result<(), Error> {
-        let tuple = format!("(?,?,?,0,{inbox},1,0,?,?,0)");
-        for rows in parts(rows, ROWS) {
-            let text = format!(
-                "INSERT INTO {} (id, lane, turn, run, inbox, generation, attempts, lot, priority, alone) VALUES {}",
-                tables.open,
-                tuples(&tuple, rows.len()),
-            );
-            let mut a = MySqlArguments::default();
-            let mut add = |row: &Row<'_>| {
-                a.add(row.id)?;
-                a.add(row.lane)?;
-                a.add(row.turn())?;
-                a.add(row.lot())?;
-                a.add(row.priority)
-            };
-            rows.iter().try_for_each(|row| add(row)).map_err(Error::Encode)?;
-            sqlx::query_with(AssertSqlSafe(text), a).execute(&mut *conn).await?;
-        }
-        Ok(())
+        let inserted: Result<u64, Error> =
+            async { inserted!(self, conn, (tables, inbox), rows, longest, MySqlArguments, ("INSERT", "")) }.await;
+        inserted.map(drop)
     }
 
-    async fn look(&self, conn: &mut MySqlConnection, tables: &Tables, keys: &[[u8; 16]]) -> Result<Vec<Stands>, Error> {
-        let mut found = Vec::with_capacity(keys.len());
-        for keys in keys.chunks(ROWS) {
-            // Sizes are powers of two, so that few statements are kept prepared; nulls meet nothing.
-            let size = keys.len().next_power_of_two();
-            let text = format!("SELECT {LOOK} FROM {} WHERE message_key IN ({})", tables.messages, tuples("?", size));
-            let mut a = MySqlArguments::default();
-            (0..size).try_for_each(|at| a.add(keys.get(at).map(|key| &key[..]))).map_err(Error::Encode)?;
-            let rows = sqlx::query_with(AssertSqlSafe(text), a).fetch_all(&mut *conn).await?;
-            for row in &rows {
-                let stands: Result<Stands, Error> = stands!(row);
-                found.push(stands?);
-            }
-        }
-        Ok(found)
-    }
+    by_question_marks!(MySqlConnection, MySqlArguments, "INSERT IGNORE", "");
 }

@@ -1,9 +1,11 @@
 //! Taking messages in, in PostgreSQL.
 
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::{Arguments, AssertSqlSafe, Error, Row as _};
 
-use super::dialect::{BYTES, LOOK, Row, Sql, Stands, stands};
+use super::blame;
+use super::dialect::{LOOK, Row, Sql, Stands, stands};
 use crate::inbox::tables::Tables;
 use crate::record::Origin;
 use crate::store::postgres::Postgres;
@@ -17,12 +19,21 @@ where
 }
 
 impl Sql for Postgres {
+    const STATEMENT: usize = 16 << 20;
+    // Neither a message of its protocol nor a row may have a gibibyte.
+    const TAKES: usize = 1_000_000_000;
+
+    fn is_own(error: &dyn DatabaseError) -> bool {
+        error.code().is_some_and(|code| blame::postgres(&code))
+    }
+
     async fn insert_messages(
         &self,
         conn: &mut PgConnection,
         tables: &Tables,
         inbox: i32,
         rows: &[&Row<'_>],
+        longest: usize,
     ) -> Result<u64, Error> {
         let text = format!(
             "INSERT INTO {} (id, lane, log_offset, accepted, stamp, not_before, inbox, part, generation, priority, form, \
@@ -40,7 +51,7 @@ impl Sql for Postgres {
             let mut bytes = 0;
             let fits = rest.iter().take_while(|row| {
                 bytes += row.bytes();
-                bytes <= 4 * BYTES
+                bytes <= longest
             });
             let fits = fits.count().max(1);
             let (rows, later) = rest.split_at(fits);

@@ -15,6 +15,7 @@ mod outcome;
 mod read;
 mod show;
 mod sql;
+mod watch;
 
 pub use act::{Act, What};
 pub use by::By;

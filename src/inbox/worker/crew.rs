@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::inbox::queue::{End, How, Run, Taken};
 use crate::inbox::rules::Class;
 use crate::observe::{
-    Endings, Observed, Observer, Operation, Outcome, Place, Process, Run as Ran, SPAN_TARGET, Settles,
+    Endings, Observed, Observer, Operation, Outcome, Place, Process, Run as Ran, SPAN_TARGET, Settles, Worked,
 };
 use crate::retry::Retry;
 use crate::transaction::Why;
@@ -171,6 +171,19 @@ impl Crew {
         };
         if answers.total() > 0 {
             self.tell(&Observed::Settled { answers, took });
+        }
+        let worked = Worked {
+            succeeded: report.succeeded - report.late,
+            late: report.late,
+            failed: report.failed - report.dead,
+            dead: report.dead,
+            released: report.released,
+            lost: report.lost,
+            unsettled: report.unsettled,
+            ..Worked::default()
+        };
+        if worked.total() > 0 {
+            self.tell(&Observed::Worked(worked));
         }
         for (topic, partition, counts) in &report.finished {
             self.tell(&Observed::Finished { place: Place { topic, partition: *partition }, counts: *counts });

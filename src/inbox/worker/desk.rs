@@ -42,6 +42,8 @@ pub(super) struct Config {
     pub(super) lease: Duration,
     /// Whether the database rings when something comes.
     pub(super) belled: bool,
+    /// How long to wait before it looks again; where nothing is said, longer each time.
+    pub(super) poll: Option<Duration>,
     /// Whether what is past retention is to leave.
     pub(super) retains: bool,
 }
@@ -255,7 +257,7 @@ impl Desk {
         self.taking = false;
         self.store.succeed();
         let longest = if self.config.belled { BELLED } else { LONGEST };
-        let pause = FIRST.saturating_mul(1 << self.empty.min(10)).min(longest);
+        let pause = self.config.poll.unwrap_or(FIRST.saturating_mul(1 << self.empty.min(10)).min(longest));
         let pause = pause - crate::retry::share(pause / 4, random);
         self.empty = self.empty.saturating_add(1);
         // What is due and could not be taken is locked by somebody.
@@ -389,7 +391,7 @@ mod tests {
     fn desk(whole: bool, capacity: usize, batch: usize) -> Desk {
         let lease = Duration::from_secs(30);
         let config =
-            Config { capacity, whole, by_key: false, batch, single: false, lease, belled: false, retains: false };
+            Config { capacity, whole, by_key: false, batch, single: false, lease, belled: false, poll: None, retains: false };
         let mut desk = Desk::new(config);
         assert_eq!(desk.next(Time::ZERO), Some(Act::Sweep), "whoever died before is looked for first");
         desk.swept(Some(0), 0);
@@ -606,6 +608,7 @@ mod tests {
             single: false,
             lease,
             belled: true,
+            poll: None,
             retains: true,
         };
         let mut desk = Desk::new(config);

@@ -19,11 +19,12 @@ use super::outside::Call;
 use super::{WorkError, WorkSummary};
 use crate::inbox::core::Core;
 use crate::inbox::queue::Listener;
-use crate::inbox::queue::{Ask, End, How, Run, Swept, Take};
-use crate::observe::{Circuit, Claims, Observed, Operation};
+use crate::inbox::queue::{Ask, End, Ended, How, Run, Swept, Take};
+use crate::observe::{Circuit, Claims, Observed, Operation, Worked};
 use crate::store::sql::{Dialect, Fault};
 use crate::store::{Purged, StoreError};
 use crate::transaction::sealed::Sealed;
+use crate::wrapper::pause;
 
 /// What may be taken beyond the drain deadline to give back what is left.
 const LATE: Duration = Duration::from_secs(5);
@@ -194,15 +195,7 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
                 self.begin(async move {
                     let mut report = Report::default();
                     for run in &runs {
-                        let ends: Vec<End> =
-                            (0..run.taken.len()).map(|at| End { at, how: How::Released }).collect();
-                        match core.conclude(run, &ends, true).await {
-                            Ok(_) => report.released += ends.len() as u64,
-                            Err(error) => {
-                                warn!(%error, messages = ends.len(), "messages could not be given back: their lease runs out");
-                                report.unsettled += ends.len() as u64;
-                            }
-                        }
+                        give_back(&core, run, &mut report).await;
                     }
                     Done::Released { units: runs.len(), report }
                 });
@@ -255,6 +248,9 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
                     );
                 }
                 self.summary.swept += swept.lost;
+                if swept.lost > 0 {
+                    self.setup.crew.tell(&Observed::Worked(Worked { swept: swept.lost, ..Worked::default() }));
+                }
                 self.desk.swept(Some(swept.lost + swept.woken), random);
             }
             Done::Swept(Err(error)) => {
@@ -281,6 +277,7 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
                 let took_over = run.taken.iter().filter(|taken| taken.alone).count() as u64;
                 let answers = Claims { acquired: messages as u64 - took_over, took_over, ..Claims::default() };
                 self.setup.crew.tell(&Observed::Claimed { asked: most as u64, answers, took: began.elapsed() });
+                self.setup.crew.tell(&Observed::Worked(Worked { taken: messages as u64, ..Worked::default() }));
                 let run = Arc::new(run);
                 if self.setup.config.whole || suspect {
                     self.prolong_at = Some(run.until - run.lease * 2 / 3);
@@ -396,7 +393,9 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
                 }
             }
             Ok(false) => {
-                self.summary.lost += waiting.taken.len() as u64;
+                let lost = waiting.taken.len() as u64;
+                self.summary.lost += lost;
+                self.setup.crew.tell(&Observed::Worked(Worked { lost, ..Worked::default() }));
                 self.waiting.pop_front();
                 if !self.setup.config.whole {
                     self.desk.closed();
@@ -408,6 +407,32 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
                 self.prolong_at = Some(Instant::now() + (waiting.lease / 12).min(Duration::from_secs(1)));
             }
         }
+    }
+}
+
+/// Gives back a run that has not begun: asks for as long as its lease lasts.
+async fn give_back<DB: Sealed>(core: &Core<DB>, run: &Run, report: &mut Report) {
+    let ends: Vec<End> = (0..run.taken.len()).map(|at| End { at, how: How::Released }).collect();
+    let mut failures = 0;
+    loop {
+        let fault = match core.conclude(run, &ends, true).await {
+            Ok(said) => {
+                let stale = said.iter().filter(|ended| matches!(ended, Ended::Stale)).count() as u64;
+                report.lost += stale;
+                report.released += ends.len() as u64 - stale;
+                return;
+            }
+            Err(fault) => fault,
+        };
+        let wait = pause(failures, core.base.random());
+        failures = failures.saturating_add(1);
+        if matches!(fault, Fault::Refused(_) | Fault::Corrupt(_)) || Instant::now() + wait >= run.until {
+            warn!(error = %fault, messages = ends.len(), "messages could not be given back: their lease runs out");
+            report.unsettled += ends.len() as u64;
+            return;
+        }
+        debug!(error = %fault, messages = ends.len(), "messages could not be given back yet");
+        tokio::time::sleep(wait).await;
     }
 }
 

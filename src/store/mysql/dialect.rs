@@ -190,7 +190,9 @@ impl Dialect for Mysql {
             1317 | 1969 | 3024 => {
                 Fault::Unavailable("the server cancelled the statement: its time limit, or an operator.".into())
             }
-            1021 | 1037 | 1041 | 1114 => Fault::Unavailable(format!("it is out of room ({said}).")),
+            1021 | 1037 | 1038 | 1041 | 1114 | 1135 | 1206 => {
+                Fault::Unavailable(format!("it is out of room ({said})."))
+            }
             1146 => Fault::Refused("the table is missing: run ensure_schema(), or the file in migrations/.".into()),
             1044 | 1142 | 1143 | 1227 | 1370 => {
                 Fault::Refused("the user lacks a right: grant SELECT, INSERT, UPDATE and DELETE on the table.".into())
@@ -198,7 +200,9 @@ impl Dialect for Mysql {
             1045 | 1698 => Fault::Refused("the server does not know that user and password.".into()),
             1049 => Fault::Refused("the database is missing: create it first.".into()),
             // Errors of the server's own files: a full disk, a temporary table that somebody deleted.
-            1..=999 => Fault::Unavailable(format!("it has trouble with its files ({said}).")),
+            1..=999 | 1004..=1006 | 1024..=1026 | 1030 => {
+                Fault::Unavailable(format!("it has trouble with its files ({said})."))
+            }
             1034 | 1194 | 1712 => Fault::Corrupt(format!("the table is damaged ({said}).")),
             other => Fault::Refused(format!(
                 "it said: {said} ({other}). Run check() to see whether the table is as it should be."

@@ -144,6 +144,8 @@ impl Dialect for Sqlite {
             8 => Fault::Refused("the database is read-only.".into()),
             10 => Fault::Unavailable(format!("the disk failed ({said}).")),
             11 | 26 => Fault::Corrupt(format!("the file is not a sound SQLite database ({said}).")),
+            7 => Fault::Unavailable("it is out of memory.".into()),
+            9 => Fault::Unavailable("the statement was interrupted.".into()),
             13 => Fault::Unavailable("the disk is full.".into()),
             14 => Fault::Refused("the file cannot be opened: check that its folder exists and may be written.".into()),
             1 if said.starts_with("no such table") => {
