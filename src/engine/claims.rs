@@ -2,7 +2,7 @@
 
 use super::event::{Answer, Cause, Command, Ending, Subject, Ticket, Time, Verdict};
 use super::lanes::is_passable;
-use super::table::{Entry, NONE, Phase};
+use super::table::{Entry, Member, NONE, Phase};
 use super::{Conflicts, Engine, Flaw, Hand};
 
 /// Waits between two looks at a message in another owner's hand: 5 ms doubling to a second.
@@ -64,6 +64,7 @@ impl Engine {
                 self.take_from(id, &mut room.free, asked, commands, per_call);
             }
             self.file(id);
+            self.forget(id);
         }
         while let Some(ticket) = self.queue.front().copied() {
             let mut none = 0;
@@ -97,6 +98,7 @@ impl Engine {
                 taken += self.take_from(id, &mut left, asked, commands, TURN);
                 room.ahead -= own - left;
                 self.file(id);
+                self.forget(id);
             }
             if taken == 0 {
                 return;
@@ -115,16 +117,16 @@ impl Engine {
     ) -> usize {
         let mut taken = 0;
         while taken < most
-            && let Some(lane) = self.lanes.get(id)
+            && let Some(lane) = self.lanes.get_mut(id)
             && lane.has_claimable()
             && let Some(member) = lane.pending.front().copied()
         {
+            lane.pending.pop_front();
             if !self.take(member.ticket, budget, asked, commands) {
+                if let Some(lane) = self.lanes.get_mut(id) {
+                    lane.pending.push_front(member);
+                }
                 break;
-            }
-            if let Some(lane) = self.lanes.get_mut(id) {
-                // Giving up may have ended the lane's other messages, but never this one's place.
-                lane.pending.pop_front();
             }
             taken += 1;
         }
@@ -424,11 +426,13 @@ impl Engine {
         let Some(lane) = self.lanes.get_mut(at) else { return };
         lane.stalled.push(slot.place());
         let behind = lane.members.iter().filter(|member| member.slot.place() > slot.place());
-        let is_claimed = |ticket: &Ticket| {
-            let entry = self.table.get(*ticket);
+        // What finished out of turn left its place here, and its number may be that of a message further back: each is given back once.
+        let any = self.config.has(Flaw::GivenBackTwice);
+        let is_claimed = |member: &&Member| {
+            let entry = if any { self.table.get(member.ticket) } else { member.entry(&self.table, at) };
             entry.is_some_and(|e| e.lane == at && e.phase == Phase::Ready && e.holds_claim())
         };
-        let claimed: Vec<Ticket> = behind.map(|member| member.ticket).filter(is_claimed).collect();
+        let claimed: Vec<Ticket> = behind.filter(is_claimed).map(|member| member.ticket).collect();
         claimed.into_iter().for_each(|ticket| self.end(ticket, Verdict::Released));
     }
 

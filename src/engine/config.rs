@@ -129,6 +129,8 @@ pub enum Flaw {
     SettleBeforeLetter,
     /// A released claim is forgotten: nothing tells the store, and the message is passed.
     PassReleased,
+    /// A message whose number was that of one before it in its lane is given back twice when an earlier one has to wait.
+    GivenBackTwice,
 }
 
 impl Config {

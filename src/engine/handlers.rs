@@ -61,6 +61,7 @@ impl Engine {
             if self.start_lane(lane, chain, began, if one { began + 1 } else { began + most }, starts) {
                 return !one;
             }
+            self.forget(lane);
         }
         while let Some(ticket) = self.loose.pop_front() {
             let is_ready =
@@ -265,11 +266,18 @@ impl Engine {
             }
             return;
         }
+        self.forget(id);
+    }
+
+    /// Forgets a lane of a key that has no messages, unless it is listed anywhere: whoever takes it off the list comes back to this.
+    pub(super) fn forget(&mut self, id: u32) {
+        if self.config.order != super::Order::Key {
+            return;
+        }
         let Some(lane) = self.lanes.get(id) else { return };
         if lane.members.is_empty() && !lane.running && !lane.listed && !lane.filed {
             let (part, hash) = (lane.part, lane.hash);
-            if self.config.order == super::Order::Key
-                && let Some(part) = self.parts.get_mut(part as usize).and_then(Option::as_mut)
+            if let Some(part) = self.parts.get_mut(part as usize).and_then(Option::as_mut)
                 && part.lanes.get(&hash) == Some(&id)
             {
                 part.lanes.remove(&hash);

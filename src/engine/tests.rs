@@ -157,6 +157,42 @@ fn a_lease_that_ran_out_before_the_turn_is_claimed_anew() {
 }
 
 #[test]
+fn what_is_given_back_is_named_once_although_its_number_stands_in_its_lane_twice() {
+    let mut bench = Bench::new(Config::default(), 1);
+    let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2), (2, 0, 3)]);
+    let acquired = Answer::Acquired { attempt: 1 };
+    bench.tell(Event::Claimed(vec![(t[0], acquired), (t[1], Answer::SameId), (t[2], acquired)]));
+    assert_eq!(
+        bench.finished(),
+        [(t[1], Ending::SameId)],
+        "out of turn: its place in the lane stays until its turn comes"
+    );
+    // Its number is given to a message further back, which is claimed while the first one runs.
+    bench.next = t[1].0;
+    assert_eq!(bench.deliver(1, &[(3, 0, 4)]), [t[1]]);
+    bench.grant(&t[1..2]);
+    bench.tell(Event::Ran(vec![(t[0], Ran::Failed { retry_in: ms(10), attempt: None }), (t[2], Ran::NotBegun)]));
+    let mut told = bench.settles();
+    told.sort_by_key(|(ticket, _)| *ticket);
+    let failed = Verdict::Failed { retry_in: ms(10) };
+    assert_eq!(told, [(t[0], failed), (t[1], Verdict::Released), (t[2], Verdict::Released)]);
+}
+
+#[test]
+fn the_lane_of_a_twin_that_stepped_aside_is_forgotten() {
+    let config = Config { order: Order::Key, step_aside: true, ..Config::default() };
+    let mut bench = Bench::new(config, 1);
+    let t = bench.deliver(1, &[(0, 7, 1), (1, 8, 1)]);
+    assert_eq!(bench.claims(), t[..1], "the other one says the same, and waits for it");
+    bench.grant(&t[..1]);
+    bench.ran(Ran::Succeeded, &t[..1]);
+    bench.record();
+    assert_eq!(bench.finished(), [(t[1], Ending::SameId), (t[0], Ending::Handled)]);
+    let lanes = |bench: &Bench| bench.engine.parts.iter().flatten().map(|part| part.lanes.len()).sum::<usize>();
+    assert_eq!(lanes(&bench), 0);
+}
+
+#[test]
 fn a_failed_message_holds_its_key_and_no_other() {
     let config = Config { order: Order::Key, concurrency: 8, ..Config::default() };
     let mut bench = Bench::new(config, 1);

@@ -31,6 +31,7 @@ impl World {
                 if tickets.is_empty() || tickets.len() > self.plan.config.claims {
                     self.violate("contract", format!("process {process} claims {} messages at once", tickets.len()));
                 }
+                self.look_at_names(process, tickets.iter().copied());
                 let items = tickets.into_iter().map(|ticket| self.item(process, ticket, None)).collect();
                 self.call(process, Ask::Claim, items);
             }
@@ -38,6 +39,7 @@ impl World {
                 if std::mem::replace(&mut self.processes[process].settling, true) {
                     self.violate("contract", format!("process {process} settles while a settle is on its way"));
                 }
+                self.look_at_names(process, ends.iter().map(|(ticket, _)| *ticket));
                 if self.plan.is_transactional() {
                     return self.bury(process, ends);
                 }
@@ -84,6 +86,16 @@ impl World {
             self.violate("contract", format!("process {process} puts ticket {} down although {what}", ticket.0));
         }
         self.processes[process].free.push(Reverse(ticket.0));
+    }
+
+    /// A call names a message once: a batch has each key once, and one answer for it.
+    fn look_at_names(&mut self, process: usize, tickets: impl Iterator<Item = Ticket>) {
+        let mut named: Vec<Ticket> = tickets.collect();
+        named.sort_unstable();
+        if let Some(twice) = named.windows(2).find(|pair| pair[0] == pair[1]) {
+            let ticket = twice[0].0;
+            self.violate("contract", format!("process {process} names ticket {ticket} twice in one call"));
+        }
     }
 
     fn item(&mut self, process: usize, ticket: Ticket, verdict: Option<Verdict>) -> Item {

@@ -95,7 +95,7 @@ pub struct Flaws {
 }
 
 /// All of the engine's.
-pub const ENGINE: [Flaw; 12] = [
+pub const ENGINE: [Flaw; 13] = [
     Flaw::CommitBeforeSettle,
     Flaw::SwallowSettleError,
     Flaw::FailOpen,
@@ -108,6 +108,7 @@ pub const ENGINE: [Flaw; 12] = [
     Flaw::ForgetOrder,
     Flaw::SettleBeforeLetter,
     Flaw::PassReleased,
+    Flaw::GivenBackTwice,
 ];
 
 /// All of the driver's.

@@ -48,6 +48,47 @@ async fn the_partition_waits_for_a_message_that_is_tried_again() {
     assert_eq!(once.counts().late, 0);
 }
 
+/// A copy finishes as it is claimed, before its turn, and its number is given to a message that comes to stand further back in the same lane.
+#[tokio::test(start_paused = true)]
+async fn numbers_given_again_behind_a_failed_message_leave_nothing_standing() {
+    let (store, effects, begun) = (Probe::new(), Effects::default(), Arc::new(AtomicUsize::new(0)));
+    let once = builder(&store).retry(Retry::fixed(Duration::from_secs(1))).build().await.unwrap();
+    let each = once.each({
+        let (effects, begun) = (effects.clone(), Arc::clone(&begun));
+        move |message: Message, claim: Claim| {
+            let (effects, begun) = (effects.clone(), Arc::clone(&begun));
+            async move {
+                if id(&message) == "slow" && claim.attempt() == 1 {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    return Err(String::from("not yet"));
+                }
+                effects.add(id(&message));
+                Ok(())
+            }
+        }
+    });
+    let mut desk = Desk::new(each);
+    let name = |name: &str, n: i64| format!("{name}{n}");
+    let some = |of: &str, from: i64| (0..8).map(|n| at(&name(of, n), 0, from + n)).collect::<Vec<Parts>>();
+    desk.deliver(&some("m", 0));
+    desk.finished(8).await;
+    desk.deliver(&[at("slow", 0, 8)]);
+    desk.deliver(&some("m", 9));
+    desk.finished(16).await;
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+    desk.deliver(&some("n", 17));
+    let is_held = |state: &State| matches!(state, State::Processing { .. });
+    let held = || store.records().values().filter(|record| is_held(&record.state)).count();
+    desk.until("they are claimed behind it", |_| held() == 9).await;
+    desk.finished(25).await;
+    let mut expected: Vec<String> = (0..8).map(|n| name("m", n)).chain(["slow".into()]).collect();
+    expected.extend((0..8).map(|n| name("n", n)));
+    assert_eq!(effects.all(), expected);
+    let (drained, tally, committed) = desk.close(SOON).await;
+    assert_eq!((drained.left, tally.handled, tally.same_id, committed[&0]), (0, 17, 8, 25));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_key_waits_for_its_message_and_the_others_go_on() {
     for step_aside in [false, true] {
