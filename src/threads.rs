@@ -74,8 +74,18 @@ impl Threads {
         answered
     }
 
+    /// The threads; none if none could be started: then it is tried again the next time.
+    fn workers(&self) -> &[Worker] {
+        if let Some(workers) = self.workers.get() {
+            return workers;
+        }
+        let started = Self::start(self.most);
+        // Threads that another caller was quicker to start are as good: these end, having nothing to do.
+        if started.is_empty() { &[] } else { self.workers.get_or_init(|| started) }
+    }
+
     fn give(&self, job: Job) {
-        let workers = self.workers.get_or_init(|| Self::start(self.most));
+        let workers = self.workers();
         match workers.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed)) {
             Some(worker) => {
                 worker.load.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::future::Future;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,9 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::handling::{Drive, Few, Handed, Needs};
+use super::in_windows::{Keep, KeepWindows};
 use super::look::Place;
-use super::plain::Plain;
 use super::windows::{Fenced, Note, Raising, Standing, Windows};
 use crate::engine::{Answer, Cause, Ending, Settled, Subject, Ticket, Verdict};
 use crate::frontier::Epoch;
@@ -21,9 +19,7 @@ use crate::message::MessageView;
 use crate::record::SettleOutcome;
 use crate::store::StoreError;
 use crate::window::{Known, Window};
-use crate::wrapper::drive::{
-    Call, ClaimReply, Ended, Fault, Hands, Nobody, Records, SettleReply, Unfinished, given_up,
-};
+use crate::wrapper::drive::{Call, ClaimReply, Fault, Hands, Records, SettleReply, Unfinished, given_up};
 use crate::wrapper::{Claim, Described};
 
 #[cfg(test)]
@@ -36,7 +32,7 @@ const NOTE_AFTER: i64 = 4_096;
 
 /// What is finished of each partition, in this process's memory: level L0, and forgotten when it ends. Clones share it.
 ///
-/// Made for [`Plain::windows`]. Use one for one consumer group and handler, shared by all members of the group in this process: what one of them
+/// Made for [`Plain::windows`](super::Plain::windows). Use one for one consumer group and handler, shared by all members of the group in this process: what one of them
 /// handled, or has in hand, the others do not handle when the partition moves to them. A [`Window`] for each partition, so that it
 /// does not grow with what was handled.
 #[derive(Clone, Default)]
@@ -399,56 +395,15 @@ impl Records for Remembered {
     }
 }
 
-/// A handler whose messages are remembered by [`MemoryWindows`]: what a consumer runs. Made by [`Plain::windows`].
-#[derive(Debug)]
-pub struct InWindows<D> {
-    inner: Arc<D>,
-    records: Arc<Remembered>,
-}
+impl Keep for MemoryWindows {
+    type Keeper = Remembered;
 
-impl<D> Clone for InWindows<D> {
-    /// For another member.
-    fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner), records: Arc::new(Remembered::new(&self.records.windows)) }
-    }
-}
-
-impl<F> Plain<F> {
-    /// Remembers in this process's memory which offsets are finished: level L0.
-    ///
-    /// While the process lives, no message of a partition is handled again because it was delivered again: after a rebalance, a lost commit, or an
-    /// offset that was set back, which the window overrules and the log names. A message in another member's hand is waited for,
-    /// attempts are counted over all members that share `windows`, and what was given up stays so. What was produced again is new, and
-    /// after a restart of the process everything that Kafka delivers is.
-    ///
-    /// ```no_run
-    /// use hapax::consumer::{Consumer, MemoryWindows, Message, plain, shutdown_signal};
-    /// use rdkafka::ClientConfig;
-    ///
-    /// # async fn main_() -> Result<(), Box<dyn std::error::Error>> {
-    /// let mut kafka = ClientConfig::new();
-    /// kafka.set("bootstrap.servers", "localhost:9092").set("group.id", "counters");
-    /// let windows = MemoryWindows::new();
-    /// let handler = plain(async |message: Message| Ok::<_, String>(drop(message))).windows(&windows);
-    /// Consumer::new(kafka).topics(["clicks"]).run(handler, shutdown_signal()).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn windows(self, windows: &MemoryWindows) -> InWindows<Self> {
-        InWindows { inner: Arc::new(self), records: Arc::new(Remembered::new(windows)) }
-    }
-}
-
-impl<D: Drive<Records = Nobody>> Drive for InWindows<D> {
-    type Records = Remembered;
-
-    fn records(&self) -> &Remembered {
-        &self.records
+    fn keeper(&self) -> Arc<Remembered> {
+        Arc::new(Remembered::new(self))
     }
 
-    fn needs(&self) -> Needs {
-        self.inner.needs()
+    fn windows_of(keeper: &Arc<Remembered>) -> Arc<dyn Windows> {
+        Arc::clone(keeper) as Arc<dyn Windows>
     }
 
     fn describe(&self) -> String {
@@ -458,12 +413,6 @@ impl<D: Drive<Records = Nobody>> Drive for InWindows<D> {
     fn described(&self) -> Option<Described> {
         None
     }
-
-    fn windows(&self) -> Option<Arc<dyn Windows>> {
-        Some(Arc::clone(&self.records) as Arc<dyn Windows>)
-    }
-
-    fn run(this: Arc<Self>, messages: Few<Handed>) -> impl Future<Output = Few<Ended>> + Send + 'static {
-        D::run(Arc::clone(&this.inner), messages)
-    }
 }
+
+impl KeepWindows for MemoryWindows {}

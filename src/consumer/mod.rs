@@ -65,6 +65,8 @@ mod error;
 mod finding;
 mod gate;
 mod handling;
+mod hush;
+mod in_windows;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 mod inbox;
 pub mod letter;
@@ -83,6 +85,8 @@ mod resume;
 mod retention;
 mod run;
 mod signal;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+mod stored;
 mod summary;
 mod thread;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
@@ -98,7 +102,8 @@ pub use each::Each;
 pub use error::ConsumerError;
 pub use finding::{Finding, Found, OnReset};
 pub use handling::{Ending, Failure, Handed, Handling};
-pub use memory::{InWindows, MemoryWindows};
+pub use in_windows::{InWindows, KeepWindows};
+pub use memory::MemoryWindows;
 pub use message::Message;
 pub use monitor::Monitor;
 pub use plain::{Plain, plain};
@@ -107,6 +112,8 @@ pub use plain::{Plain, plain};
 pub use pump::dry_run;
 pub use redrive::{Redrive, RedriveError, Redriven, Skip, redrive};
 pub use signal::shutdown_signal;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub use stored::{StoredWindows, StoredWindowsBuilder};
 pub use summary::{PartitionSummary, Summary};
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub use transactional::{AllAtOnce, InTransaction, OneByOne};

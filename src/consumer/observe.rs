@@ -200,6 +200,7 @@ impl Probe {
             probe: self.clone(),
             finished: Vec::new(),
             late: 0,
+            fenced: 0,
             dropped: 0,
             post: Rhythm::new(POST),
             sample: Rhythm::new(SAMPLE),
@@ -258,7 +259,9 @@ impl Drop for Seen {
 fn outcome(ended: &Ended) -> Outcome {
     match ended {
         // What was not handled has not failed either.
-        Ended::Succeeded(_) | Ended::Finished(_) | Ended::Answered(_) | Ended::NotBegun => Outcome::Succeeded,
+        Ended::Succeeded(_) | Ended::Finished(_) | Ended::Answered(_) | Ended::Fenced(_) | Ended::NotBegun => {
+            Outcome::Succeeded
+        }
         Ended::Unknown(_) => Outcome::Unavailable,
         Ended::Failed(fault) => match (fault.kind, fault.class) {
             ("panic", _) => Outcome::Panicked,
@@ -323,6 +326,7 @@ pub(super) struct Watch {
     /// One for each partition that finished anything in this turn.
     finished: Vec<(Message, Endings)>,
     late: u64,
+    fenced: u64,
     dropped: u64,
     post: Rhythm,
     sample: Rhythm,
@@ -406,6 +410,11 @@ impl Watch {
         self.late += messages;
     }
 
+    /// Messages were left to another process.
+    pub(super) const fn fenced(&mut self, messages: u64) {
+        self.fenced += messages;
+    }
+
     /// Messages were dropped unfinished.
     pub(super) const fn dropped(&mut self, messages: u64) {
         self.dropped += messages;
@@ -457,6 +466,7 @@ impl Watch {
         }
         for (count, event) in [
             (std::mem::take(&mut self.late), Observed::Late as fn(u64) -> Observed<'static>),
+            (std::mem::take(&mut self.fenced), Observed::Fenced),
             (std::mem::take(&mut self.dropped), Observed::Dropped),
         ] {
             if count > 0 {

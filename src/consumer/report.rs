@@ -61,6 +61,10 @@ impl Report<'_> {
                  settle, or a store that forgot (restart, failover, eviction)"
             ),
             (Mode::Deduplicated, Some(Level::L2)) => "no effect repeats in that database".into(),
+            // Windows, and no claims.
+            (Mode::Deduplicated, Some(Level::L1)) if once.lease.is_zero() => {
+                "an effect may repeat after a crash, or a stand-still, between effect and the move of its window".into()
+            }
             (Mode::Deduplicated, Some(Level::L3)) => "no effect repeats at a resource that honours the key".into(),
             (Mode::Deduplicated, _) => format!(
                 "an effect may repeat after a lease that ran out ({lease}, renewed while the handler runs), or a crash between effect and \

@@ -24,6 +24,9 @@ pub struct Summary {
     pub dead: u64,
     /// Messages whose handlers ended after their partition was gone: their results move no frontier.
     pub late: u64,
+    /// Messages left to another process that had taken their partition: what was done of them here was rolled back (level L2), or is not
+    /// remembered (windows at level L1).
+    pub fenced: u64,
     /// Commits that the broker said yes to.
     pub commits: u64,
     /// Commits that failed, or were not answered in time.
@@ -64,6 +67,7 @@ pub(super) struct Tally {
     pub(super) conflicts: u64,
     pub(super) dead: u64,
     pub(super) late: u64,
+    pub(super) fenced: u64,
     pub(super) unsettled: u64,
 }
 
@@ -86,6 +90,7 @@ impl Summary {
         self.conflicts += tally.conflicts;
         self.dead += tally.dead;
         self.late += tally.late;
+        self.fenced += tally.fenced;
         self.unsettled += tally.unsettled;
     }
 
@@ -109,6 +114,10 @@ impl fmt::Display for Summary {
             self.dead,
             self.left,
             self.commits
-        )
+        )?;
+        match self.fenced {
+            0 => Ok(()),
+            fenced => write!(f, " fenced={fenced}"),
+        }
     }
 }

@@ -73,6 +73,8 @@ impl Engine {
         entry.attempt = 0;
         self.suspected -= usize::from(suspect);
         match (verdict, answer) {
+            // Not finished here: where the partition is ours all the same, it begins anew.
+            (Verdict::Succeeded, Settled::Fenced) => self.requeue(ticket),
             (Verdict::Succeeded, _) => self.finish(ticket, Ending::Handled),
             (Verdict::Dead, Settled::Recorded | Settled::Buried | Settled::Late) => self.finish(ticket, Ending::Dead),
             (Verdict::Released, _) if self.config.has(Flaw::PassReleased) => self.finish(ticket, Ending::Handled),
@@ -88,7 +90,7 @@ impl Engine {
                 self.finish(ticket, Ending::Dead);
             }
             // It was taken over meanwhile: the store knows what became of it.
-            (_, Settled::Refused) => self.requeue(ticket),
+            (_, Settled::Refused | Settled::Fenced) => self.requeue(ticket),
             (Verdict::Released, _) if suspect => {
                 self.leave_hand(ticket, None);
                 self.suspect(ticket);

@@ -149,6 +149,8 @@ pub enum Settled {
     Late,
     /// The claim had been taken over: nothing was changed.
     Refused,
+    /// Another process has its partition: nothing was changed, not even where its handler succeeded. It is that process's from now on.
+    Fenced,
 }
 
 /// How a message finished. Whichever it is, the message may be committed.

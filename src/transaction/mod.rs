@@ -27,6 +27,8 @@ mod moving;
 #[cfg(feature = "mysql")]
 mod mysql;
 mod outcome;
+#[cfg(feature = "kafka")]
+mod outside;
 mod plan;
 #[cfg(feature = "postgres")]
 mod postgres;

@@ -13,8 +13,9 @@ use crate::wrapper::{Described, Mode, OnConflict};
 pub(crate) use super::bury::Buried;
 pub(crate) use super::core::Core;
 pub(crate) use super::outcome::{Item, Known, Outcome, Pinned, Prepared, Work};
+pub(crate) use super::outside::Ended;
 pub(crate) use super::trial::Rules;
-pub(crate) use super::windows::Held;
+pub(crate) use super::windows::{Held, Verdict};
 
 impl<DB: Sealed> Core<DB> {
     /// How often and when failed messages are tried again, where the consumer was not told.

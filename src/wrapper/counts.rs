@@ -47,6 +47,8 @@ counters! {
     late,
     /// Ends that the store refused, the claim being somebody else's.
     refused,
+    /// Messages left to another process that had taken their partition: nothing of them was written here. In transactions only (level L2).
+    fenced,
     /// Messages handled without being remembered, for want of an identity.
     without_identity,
     /// Messages refused for want of an identity.

@@ -51,6 +51,9 @@ pub enum Ended {
     /// It was not handled, since whatever remembers it by itself says this.
     #[allow(dead_code)]
     Answered(Answer),
+    /// Another process has its partition, and nothing that was done of it here stands: it is asked about again after so long.
+    #[allow(dead_code)]
+    Fenced(Duration),
     /// Its turn did not come: one before it in its row failed in the same call.
     #[allow(dead_code)]
     NotBegun,

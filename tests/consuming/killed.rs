@@ -39,7 +39,7 @@ pub fn run(order: &str) {
     }
 }
 
-fn tables_of(effects: &str) -> Tables {
+pub fn tables_of(effects: &str) -> Tables {
     let name = effects.strip_suffix("_e").unwrap();
     Tables { records: format!("{name}_r"), windows: format!("{name}_w"), effects: effects.to_owned() }
 }
@@ -70,10 +70,11 @@ async fn live<DB: Base>(site: Site, tables: Tables, config: rdkafka::ClientConfi
 }
 
 /// A process, killed with the test.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Process {
-    fn start<DB: Base>(ground: &Ground<DB>, gate: &std::path::Path) -> Self {
+    /// One that is told by this variable what to do; the last part of it is `path`.
+    pub fn start<DB: Base>(ground: &Ground<DB>, order: &str, path: &std::path::Path) -> Self {
         let parts = [
             DB::KIND,
             &ground.site.url,
@@ -81,11 +82,11 @@ impl Process {
             ground.kafka.bootstrap(),
             &ground.group,
             &ground.topic,
-            gate.to_str().unwrap(),
+            path.to_str().unwrap(),
         ];
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "member_process", "--ignored", "--nocapture", "--test-threads=1"])
-            .env(ORDER, parts.join("\n"))
+            .env(order, parts.join("\n"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -93,7 +94,7 @@ impl Process {
         Self(child)
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let kill = format!("kill -s {name} {}", self.0.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success(), "{kill}");
     }
@@ -115,7 +116,7 @@ everywhere! {
         ground.produce(2, 0..300).await;
         // Made here, since two members that make tables at once are somebody else's test.
         drop(ground.once(position().and_then(header("id"))).await);
-        let mut process = Process::start(&ground, &gate);
+        let mut process = Process::start(&ground, ORDER, &gate);
         eventually(PATIENCE, "it waits in the middle", async || gate.with_extension("reached").exists()).await;
         // SIGKILL: no destructor runs, and nothing is said to the database.
         process.0.kill().unwrap();
@@ -138,7 +139,7 @@ async fn a_zombie_commits_nothing() {
     std::fs::write(&gate, "").unwrap();
     ground.produce(2, 0..300).await;
     drop(ground.once(position().and_then(header("id"))).await);
-    let zombie = Process::start(&ground, &gate);
+    let zombie = Process::start(&ground, ORDER, &gate);
     eventually(PATIENCE, "it waits in the middle", async || gate.with_extension("reached").exists()).await;
     // It stands still, with its transaction open, until others have all of its partitions. Records would be enough to keep the others waiting for
     // its rows: so they take what it does not hold, and the rest when its session is over and its transaction gone.

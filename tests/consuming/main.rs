@@ -17,6 +17,7 @@ mod failing;
 mod ground;
 mod killed;
 mod orders;
+mod stored;
 mod topics;
 mod windows;
 
@@ -26,5 +27,8 @@ mod windows;
 fn member_process() {
     if let Ok(order) = std::env::var(killed::ORDER) {
         killed::run(&order);
+    }
+    if let Ok(order) = std::env::var(stored::ORDER) {
+        stored::run(&order);
     }
 }

@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use sqlx::Postgres;
 
-use crate::base::{everywhere, id_of};
+use crate::base::{Base, everywhere, id_of};
 use crate::ground::Ground;
 use crate::support::{PATIENCE, eventually};
 use crate::world::Member;
@@ -49,7 +49,7 @@ everywhere! {
 }
 
 /// Commits as an operator's tool does. The group must have no members.
-async fn commit(ground: &Ground<Postgres>, offset: i64) {
+pub async fn commit<DB: Base>(ground: &Ground<DB>, offset: i64) {
     let (config, topic) = (ground.config(), ground.topic.clone());
     eventually(PATIENCE, "the operator can commit", async || {
         let (config, topic) = (config.clone(), topic.clone());
@@ -96,4 +96,32 @@ async fn the_window_wins_over_offsets_that_are_lost_or_set_by_hand() {
     assert_eq!(forward.handled, 11);
     ground.judge(0..91).await;
     assert_eq!(ground.marks().await, [91], "one row, however much came");
+}
+
+everywhere! {
+    async fn a_fence_raised_outside_of_the_group_is_raised_anew_and_nothing_is_doubled<DB>() {
+        let ground = Ground::<DB>::new(2).await;
+        ground.produce(2, 0..40).await;
+        let member = Member::start(ground.consumer(), ground.noting(position()).await);
+        ground.committed(&[20, 20]).await;
+        // A process of the same scope that is no member takes one of the partitions, and goes away.
+        let other = ground.once(position()).await;
+        let taken = other.assigned(&[(&ground.topic, 0)]).await.unwrap();
+        assert_eq!(taken[0].seek, Some(20));
+        ground.produce(2, 40..80).await;
+        // The member finds that it may not commit. As the partition is still its own a while later, it takes it back.
+        ground.committed(&[40, 40]).await;
+        ground.judge(0..80).await;
+        assert_eq!(ground.marks().await, [40, 40]);
+        let fences = format!("SELECT fence FROM {} ORDER BY fence", ground.tables.windows);
+        let fences = DB::numbers(&mut DB::session(&ground.site).await, &fences).await.unwrap();
+        assert!(fences[0] >= 1 && fences[1] >= 3, "taken from the member, and back: {fences:?}");
+        // And goes on as ever.
+        ground.produce(2, 80..100).await;
+        ground.committed(&[50, 50]).await;
+        let summary = member.stop().await;
+        ground.judge(0..100).await;
+        assert_eq!(summary.handled, 100);
+        assert!(summary.fenced >= 1 && summary.to_string().ends_with(&format!("fenced={}", summary.fenced)), "{summary}");
+    }
 }

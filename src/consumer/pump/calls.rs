@@ -122,13 +122,16 @@ impl<H: Drive> Pump<H> {
         let failed = |tickets| Event::SettleFailed { tickets, random };
         let event = match reply.map(|reply| self.handling.records().settled(&mut self.slab, *reply)) {
             Some(Ok(answers)) => {
+                let count = |wanted| answers.iter().filter(|(_, answer)| *answer == wanted).count() as u64;
+                let fenced = count(Settled::Fenced);
+                self.tally.fenced += fenced;
+                self.watch.fenced(fenced);
                 if self.watch.is_on() {
-                    let count = |wanted| answers.iter().filter(|(_, answer)| *answer == wanted).count() as u64;
                     let settles = Settles {
                         recorded: count(Settled::Recorded),
                         buried: count(Settled::Buried),
                         late: count(Settled::Late),
-                        refused: count(Settled::Refused),
+                        refused: count(Settled::Refused) + fenced,
                     };
                     self.watch.settled(settles, sent.elapsed());
                 }

@@ -142,6 +142,11 @@ impl<H: Drive> Pump<H> {
             }
             Outcome::Ended(Ended::Finished(ending)) => Ran::Finished(ending),
             Outcome::Ended(Ended::Answered(answer)) => Ran::Answered(answer),
+            Outcome::Ended(Ended::Fenced(remaining)) => {
+                self.tally.fenced += 1;
+                self.watch.fenced(1);
+                Ran::Answered(Answer::InFlight { remaining })
+            }
             Outcome::Ended(Ended::Unknown(_)) => {
                 records.failed(&mut entry.state, false);
                 Ran::Unavailable { random }

@@ -1,0 +1,116 @@
+//! Windows that move on their own, after their messages were handled: the effects are elsewhere. Level L1.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::core::{Core, finish};
+use super::dialect::{Source, Transact};
+use super::link::{Committed, sorted};
+use super::moving::Moving;
+use super::outcome::Item;
+use super::sealed::Sealed;
+use super::trial::{Batch, Rules};
+use super::windows::{Held, Verdict};
+use crate::store::StoreError;
+use crate::store::sql::Fault;
+
+/// What is to be noted of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It is finished.
+    Finished,
+    /// Its attempt of this number failed.
+    Failed(u32),
+}
+
+impl<DB: Sealed> Core<DB> {
+    /// What the window of its partition says of a message.
+    pub(crate) fn verdict(&self, item: &Item) -> Verdict {
+        self.held_by(item).map_or(Verdict::Fenced, |held| held.look(item.origin.offset))
+    }
+
+    /// Moves the windows of these messages, in one transaction. Says of each whether it is noted: if not, its partition belongs to another process.
+    /// May be asked again.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], retryable where the database could not be reached: what of it is noted is not known then.
+    pub(crate) async fn note(&self, items: &[Item], ends: &[Ended]) -> Result<Vec<bool>, StoreError> {
+        self.again("move windows", async || self.note_once(items, ends).await).await
+    }
+
+    async fn note_once(&self, items: &[Item], ends: &[Ended]) -> Result<Vec<bool>, Fault> {
+        let held = self.held_of(items);
+        let mut doubtful: Vec<Arc<Held>> = Vec::new();
+        for own in held.iter().flatten().filter(|own| own.is_in_doubt()) {
+            if !doubtful.iter().any(|other| Arc::ptr_eq(other, own)) {
+                doubtful.push(Arc::clone(own));
+            }
+        }
+        self.resolve(&doubtful).await?;
+        let mut noted = Vec::with_capacity(items.len());
+        let (mut finished, mut failed) = (Vec::new(), Vec::new());
+        for (at, (item, ended)) in items.iter().zip(ends).enumerate() {
+            let verdict = held[at].as_ref().map_or(Verdict::Fenced, |held| held.look(item.origin.offset));
+            noted.push(verdict != Verdict::Fenced);
+            match (verdict, ended) {
+                (Verdict::New { .. }, Ended::Finished) => finished.push(at),
+                (Verdict::New { .. }, Ended::Failed(attempt)) => failed.push((at, *attempt)),
+                (Verdict::Finished | Verdict::Fenced, _) => {}
+            }
+        }
+        if finished.is_empty() && failed.is_empty() {
+            return Ok(noted);
+        }
+        let batch: Batch<'_, String> = Batch {
+            items,
+            held,
+            decided: items.iter().map(|_| None).collect(),
+            blocked: HashSet::new(),
+            rules: Rules { bury: true, retry: self.settings.retry },
+        };
+        // First the transaction, then the windows, as a batch of effects does.
+        let mut tx = self.begin(false).await?;
+        let mut moving = Moving::default();
+        if let Err(fault) = moving.take(&batch, &finished, &failed).await {
+            finish(tx.rollback()).await;
+            return Err(fault);
+        }
+        let shifts: Vec<_> = moving.parts.iter().map(|part| part.pending.shift.clone()).collect();
+        if shifts.is_empty() {
+            finish(tx.rollback()).await;
+            return Ok(noted);
+        }
+        let moved = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &shifts).await;
+        let moved = match moved.map_err(|error| sorted::<DB::Dialect>(&error)) {
+            Ok(moved) => moved,
+            Err(fault) => {
+                if fault.spares_connection() {
+                    finish(tx.rollback()).await;
+                }
+                return Err(fault);
+            }
+        };
+        if moved != shifts.len() as u64 {
+            finish(tx.rollback()).await;
+            let held = moving.parts.into_iter().map(|part| part.held).collect();
+            self.find_fenced(held).await?;
+            // Those that are still ours are moved without the others.
+            return Err(Fault::Contended("another process has taken a partition.".into()));
+        }
+        match finish(moving.commit(tx)).await {
+            Committed::Yes => Ok(noted),
+            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+        }
+    }
+
+    /// Looks whose fence was raised.
+    async fn find_fenced(&self, held: Vec<Arc<Held>>) -> Result<(), Fault> {
+        let sources: Vec<Source> = held.iter().map(|held| held.source).collect();
+        let rows = self.rows(&sources).await?;
+        for held in held.into_iter().filter(|held| !rows.iter().any(|row| held.stands(row))) {
+            held.fence_off();
+        }
+        Ok(())
+    }
+}
