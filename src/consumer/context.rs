@@ -24,6 +24,7 @@ use super::continuity::{Continuity, Discontinuity};
 use super::finding::OnReset;
 use super::gate::{Gate, Room, Valve};
 use super::handling::Failure;
+use super::hush::Hush;
 use super::letter::LetterError;
 use super::link::{Delivered, Input, Request};
 use super::message::Filling;
@@ -84,6 +85,7 @@ pub(super) struct Context {
     events: AtomicU64,
     /// Made after the client, which it needs.
     committer: OnceLock<Committer>,
+    hush: Hush,
 }
 
 /// What the Kafka thread may do next.
@@ -126,7 +128,8 @@ impl Context {
         let continuity = Arc::new(Continuity::new(&settings.client, settings.reset, policy, settings.look, windows));
         let (started, events) = (Instant::now(), AtomicU64::new(0));
         let (joined, over, committer) = (AtomicBool::new(false), AtomicBool::new(false), OnceLock::new());
-        Self { settings, bell, inputs, probe, started, state, continuity, joined, over, events, committer }
+        let hush = Hush::default();
+        Self { settings, bell, inputs, probe, started, state, continuity, joined, over, events, committer, hush }
     }
 
     /// That of a client which goes on where this one's could not. This one is over.
@@ -144,6 +147,7 @@ impl Context {
             over: AtomicBool::new(false),
             events: AtomicU64::new(0),
             committer: OnceLock::new(),
+            hush: Hush::default(),
         }
     }
 
@@ -398,7 +402,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.count_event();
-        warn!(%error, "Kafka: {reason}");
+        self.hush.kafka(&error, reason);
         reason.clone_into(&mut self.lock().reason);
     }
 }

@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
 use super::config::ConfigError;
+use super::error::lacking;
 use super::letter::{LetterError, LetterSender, Log, Terms, Wire};
 use crate::wrapper::Described;
 #[cfg(doc)]
@@ -291,7 +292,7 @@ pub(super) fn connection(client: &ClientConfig) -> ClientConfig {
 fn look(runtime: &Handle, config: &ClientConfig, topic: &str, create: Option<(i32, i32)>) -> Result<i32, LetterError> {
     let failed = |source| LetterError::of(topic, source);
     // A consumer: asking as a producer would make brokers create the topic on the quiet.
-    let asker: BaseConsumer<Log> = BaseConsumer::from_config_and_context(config, Log).map_err(failed)?;
+    let asker: BaseConsumer<Log> = BaseConsumer::from_config_and_context(config, Log::default()).map_err(failed)?;
     let Some(found) = partitions(&asker, topic)? else {
         let Some((partitions, replication)) = create else {
             return Err(LetterError::NoTopic { topic: topic.to_owned() });
@@ -387,7 +388,7 @@ pub enum DeadLetterError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The producer refused its settings. Not retryable.
-    #[error("the producer of dead letters could not be made: {source}")]
+    #[error("the producer of dead letters could not be made: {source}{}", lacking(source))]
     Client {
         /// rdkafka's error.
         source: KafkaError,

@@ -23,7 +23,7 @@ pub enum ConsumerError {
     #[error("the consumer needs a tokio runtime: await run() inside of one")]
     NoRuntime,
     /// The Kafka client refused its settings or could not be made. Not retryable.
-    #[error("the Kafka client could not be made: {source}")]
+    #[error("the Kafka client could not be made: {source}{}", lacking(source))]
     Client {
         /// rdkafka's error.
         source: KafkaError,
@@ -137,6 +137,52 @@ impl ConsumerError {
             | Self::Windows { summary, .. }
             | Self::Discontinuity { summary, .. } => Some(summary),
             _ => None,
+        }
+    }
+}
+
+/// Which feature of this crate turns on what librdkafka says it was built without; empty for other errors.
+pub(super) fn lacking(source: &KafkaError) -> &'static str {
+    let text = source.to_string();
+    if !text.contains("not available at build time") && !text.contains("recompile librdkafka") {
+        ""
+    } else if text.contains("zstd") {
+        ". Turn on hapax's feature kafka-zstd"
+    } else if text.contains("zlib") || text.contains("gzip") {
+        ". Turn on hapax's feature kafka-gzip"
+    } else if text.to_ascii_lowercase().contains("ssl") {
+        ". Turn on hapax's feature kafka-tls, or kafka-tls-vendored"
+    } else {
+        ". Turn it on in a dependency of your own on rdkafka, of the same version"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_client_was_built_without_names_the_feature() {
+        for (setting, value, feature) in [
+            ("security.protocol", "ssl", "kafka-tls"),
+            ("security.protocol", "sasl_ssl", "kafka-tls"),
+            ("compression.type", "zstd", "kafka-zstd"),
+            ("security.protocol", "carrier pigeon", ""),
+        ] {
+            let source = KafkaError::ClientConfig(
+                rdkafka::types::RDKafkaConfRes::RD_KAFKA_CONF_INVALID,
+                match feature {
+                    "kafka-tls" => "OpenSSL not available at build time",
+                    "kafka-zstd" => "libzstd not available at build time",
+                    _ => "Invalid value",
+                }
+                .into(),
+                setting.into(),
+                value.into(),
+            );
+            let text = ConsumerError::Client { source }.to_string();
+            assert_eq!(text.contains("hapax's feature"), !feature.is_empty(), "{text}");
+            assert!(text.contains(feature), "{text}");
         }
     }
 }

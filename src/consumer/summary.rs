@@ -115,9 +115,11 @@ impl fmt::Display for Summary {
             self.left,
             self.commits
         )?;
-        match self.fenced {
-            0 => Ok(()),
-            fenced => write!(f, " fenced={fenced}"),
+        for (name, count) in [("fenced", self.fenced), ("unsettled", self.unsettled)] {
+            if count > 0 {
+                write!(f, " {name}={count}")?;
+            }
         }
+        Ok(())
     }
 }

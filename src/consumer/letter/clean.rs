@@ -2,7 +2,7 @@
 
 /// The error's own words: without a stack trace, without control characters, with what looks like credentials masked, and cut
 /// to at most `cap` bytes.
-pub(super) fn clean(text: &str, cap: usize) -> String {
+pub(in crate::consumer) fn clean(text: &str, cap: usize) -> String {
     let text = mask_words(&mask_urls(without_trace(text)));
     let mut clean: String =
         text.trim().chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { ' ' } else { c }).collect();

@@ -61,5 +61,6 @@ pub use format::{
 };
 pub use sender::{LetterError, LetterSender};
 
+pub(super) use clean::clean;
 pub(super) use format::{redriven, unread};
 pub(super) use sender::{Log, Outgoing, Terms, Wire};

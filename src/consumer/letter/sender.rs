@@ -14,6 +14,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use tracing::{debug, error, info, warn};
 
 use super::format::{GivenUp, Sender, hops_before, write};
+use crate::consumer::hush::Hush;
 use crate::message::{MessageView, Parts};
 
 /// Why a letter, or a message to be sent back, could not be produced.
@@ -129,7 +130,7 @@ pub(in crate::consumer) struct Wire {
 impl Wire {
     /// Makes the producer. Connects to nothing yet.
     pub(in crate::consumer) fn new(config: ClientConfig) -> Result<Self, KafkaError> {
-        let client = Client::from_config_and_context(&config, Log)?;
+        let client = Client::from_config_and_context(&config, Log::default())?;
         Ok(Self { config, client: Mutex::new(Some(client)) })
     }
 
@@ -138,7 +139,7 @@ impl Wire {
         if let Some(client) = &*client {
             return Ok(client.clone());
         }
-        let new = Client::from_config_and_context(&self.config, Log)?;
+        let new = Client::from_config_and_context(&self.config, Log::default())?;
         Ok(client.insert(new).clone())
     }
 
@@ -217,7 +218,8 @@ fn dispose(client: Option<Client>) {
 }
 
 /// Brings librdkafka's log into `tracing`.
-pub(in crate::consumer) struct Log;
+#[derive(Default)]
+pub(in crate::consumer) struct Log(Hush);
 
 impl ClientContext for Log {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -232,7 +234,7 @@ impl ClientContext for Log {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        warn!(%error, "Kafka: {reason}");
+        self.0.kafka(&error, reason);
     }
 }
 

@@ -45,6 +45,7 @@ impl<H: Drive> Pump<H> {
         };
         match answers {
             Ok(answers) => {
+                self.said.store_answered();
                 if self.watch.is_on() {
                     self.watch.claimed(tickets.len(), self.counted(&answers), sent.elapsed());
                 }
@@ -56,6 +57,7 @@ impl<H: Drive> Pump<H> {
                 self.events.push(Event::Claimed(answers));
             }
             Err(error) => {
+                self.said.store_failed(&error);
                 if !error.is_retryable() {
                     self.stop(tickets.first().copied(), refused(Stage::Claim, error));
                 }
@@ -122,6 +124,7 @@ impl<H: Drive> Pump<H> {
         let failed = |tickets| Event::SettleFailed { tickets, random };
         let event = match reply.map(|reply| self.handling.records().settled(&mut self.slab, *reply)) {
             Some(Ok(answers)) => {
+                self.said.store_answered();
                 let count = |wanted| answers.iter().filter(|(_, answer)| *answer == wanted).count() as u64;
                 let fenced = count(Settled::Fenced);
                 self.tally.fenced += fenced;
@@ -138,6 +141,7 @@ impl<H: Drive> Pump<H> {
                 Event::Settled(answers)
             }
             Some(Err(error)) => {
+                self.said.store_failed(&error);
                 if !error.is_retryable() {
                     self.stop(tickets.first().copied(), refused(Stage::Settle, error));
                 }

@@ -15,6 +15,7 @@ impl<H: Drive> Pump<H> {
                 Ending::Dead => 4,
             };
             counts[count] += 1;
+            self.said.finished(&entry, *ending);
             let late = u64::from(self.periods.leave(entry.period));
             self.tally.late += late;
             if self.watch.is_on() {

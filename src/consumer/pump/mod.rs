@@ -18,6 +18,7 @@ mod ends;
 mod letters;
 mod periods;
 mod runs;
+mod said;
 mod slab;
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,7 @@ use bench::{Bench, Chain, Outcome, Place, Stopwatch, Waiting};
 pub use dry::dry_run;
 pub(super) use letters::{Letter, Letters, Sending, Undelivered};
 use periods::Periods;
+use said::Said;
 use slab::{Entry, Slab, Trouble};
 
 /// For how long the pump goes on without letting other tasks have a turn.
@@ -186,6 +188,7 @@ struct Pump<H: Drive> {
     rolls: u64,
     tally: Tally,
     watch: Watch,
+    said: Said,
 }
 
 /// Turns until all is over.
@@ -276,6 +279,7 @@ impl<H: Drive> Pump<H> {
             rolls: 0,
             tally: Tally::default(),
             watch: probe.watch(),
+            said: Said::default(),
         }
     }
 

@@ -127,16 +127,18 @@ impl<H: Drive> Pump<H> {
     fn ended(&mut self, ticket: Ticket, outcome: Outcome, ran: &mut Vec<(Ticket, Ran)>) {
         let rolls = matches!(outcome, Outcome::Ended(Ended::Failed(_) | Ended::Unknown(_)));
         let random = if rolls { self.random() } else { 0 };
-        if let Outcome::Ended(Ended::Unknown(error)) = &outcome
-            && !error.is_retryable()
-        {
-            self.stop(Some(ticket), refused(Stage::Claim, error.clone()));
+        if let Outcome::Ended(Ended::Unknown(error)) = &outcome {
+            self.said.needs_failed(&error.to_string());
+            if !error.is_retryable() {
+                self.stop(Some(ticket), refused(Stage::Claim, error.clone()));
+            }
         }
         let records = self.handling.records();
         let Some(entry) = self.slab.get_mut(ticket) else { return };
         (entry.task, entry.next) = (None, None);
         let what = match outcome {
             Outcome::Ended(Ended::Succeeded(result)) => {
+                self.said.needs_answered();
                 records.succeeded(&mut entry.state, result);
                 Ran::Succeeded
             }
@@ -153,6 +155,9 @@ impl<H: Drive> Pump<H> {
             }
             Outcome::Ended(Ended::Failed(fault)) => {
                 let Fault { class, attempt, retry_in, .. } = *fault;
+                if class == ErrorClass::Unavailable {
+                    self.said.needs_failed(&fault.text);
+                }
                 // What counts by itself knows better, and over all processes.
                 entry.attempt = attempt.unwrap_or(entry.attempt);
                 debug!(
@@ -161,6 +166,7 @@ impl<H: Drive> Pump<H> {
                     offset = entry.message.offset(),
                     attempt = entry.attempt,
                     ?class,
+                    error = %fault.text,
                     "an attempt failed"
                 );
                 records.failed(&mut entry.state, class != ErrorClass::Unavailable);

@@ -64,7 +64,7 @@ impl Reader {
                 move |source| RedriveError::Kafka { what, topic, source }
             };
             let client: BaseConsumer<Log> =
-                BaseConsumer::from_config_and_context(&config, Log).map_err(failed("make a consumer"))?;
+                BaseConsumer::from_config_and_context(&config, Log::default()).map_err(failed("make a consumer"))?;
             let count = match partitions(&client, &topic) {
                 Ok(Some(count)) => count,
                 Ok(None) | Err(LetterError::NoTopic { .. }) => return Err(RedriveError::NoTopic { topic }),

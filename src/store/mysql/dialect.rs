@@ -195,7 +195,11 @@ impl Dialect for Mysql {
             }
             1146 => Fault::Refused("the table is missing: run ensure_schema(), or the file in migrations/.".into()),
             1044 | 1142 | 1143 | 1227 | 1370 => {
-                Fault::Refused("the user lacks a right: grant SELECT, INSERT, UPDATE and DELETE on the table.".into())
+                Fault::Refused(
+                    "the user lacks a right: grant SELECT, INSERT, UPDATE and DELETE on the table; to make it, CREATE, or run the file in \
+                     migrations/ as somebody who may."
+                        .into(),
+                )
             }
             1045 | 1698 => Fault::Refused("the server does not know that user and password.".into()),
             1049 => Fault::Refused("the database is missing: create it first.".into()),

@@ -181,9 +181,9 @@ impl Dialect for Postgres {
             "53300" => Fault::Unavailable("the server has no connection to spare.".into()),
             "42P01" => Fault::Refused("the table is missing: run ensure_schema(), or the file in migrations/.".into()),
             "3F000" => Fault::Refused("the schema is missing: create it first.".into()),
-            "42501" => {
-                Fault::Refused("the user lacks a right: grant SELECT, INSERT, UPDATE and DELETE on the table.".into())
-            }
+            "42501" => Fault::Refused(format!(
+                "the user lacks a right ({said}): grant SELECT, INSERT, UPDATE and DELETE on the table; to make it, CREATE on its schema, or run the file in migrations/ as somebody who may."
+            )),
             "28P01" | "28000" => Fault::Refused("the server does not know that user and password.".into()),
             "3D000" => Fault::Refused("the database is missing: create it first.".into()),
             other if other.starts_with("08") => Fault::Broken("the connection broke.".into()),

@@ -10,7 +10,17 @@ pub(super) const NAME: &str = "redis";
 /// What the client library reports.
 pub(super) fn client(operation: &'static str, error: RedisError) -> StoreError {
     match error.kind() {
-        ErrorKind::Io => StoreError::unavailable(NAME, operation, "the connection failed").with_source(error),
+        ErrorKind::Io => {
+            let text = error.to_string();
+            let message = if text.contains("failed to lookup address") {
+                "the host's name could not be resolved: check the URL, or the name service"
+            } else if error.is_connection_refusal() {
+                "the connection was refused: nobody listens there"
+            } else {
+                "the connection failed"
+            };
+            StoreError::unavailable(NAME, operation, message).with_source(error)
+        }
         ErrorKind::Server(_) | ErrorKind::Extension => match error.code() {
             Some(code) => server_code(operation, code, error.detail()),
             None => StoreError::unavailable(NAME, operation, "the server refused a command"),
@@ -74,6 +84,11 @@ fn server_code(operation: &'static str, code: &str, details: Option<&str>) -> St
             NAME,
             operation,
             "the server does not know a command. Redis 7.0 or newer is needed, without renamed commands.",
+        ),
+        "ERR" if details.contains("DB index") => StoreError::refused(
+            NAME,
+            operation,
+            "the server has no database of that number. Put another one behind the last / of the URL, or leave it out.",
         ),
         // Details may quote arguments, which are not for logs.
         "ERR" => StoreError::refused(NAME, operation, "the server answered ERR"),

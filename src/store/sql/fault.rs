@@ -27,6 +27,10 @@ impl Fault {
         use sqlx::Error;
         match error {
             Error::Database(said) => database(said.as_ref()),
+            // The host's name is told by nobody: only that it could not be found.
+            Error::Io(io) if io.to_string().starts_with("failed to lookup address") => {
+                Self::Broken("the host's name could not be resolved: check the URL, or the name service.".into())
+            }
             Error::Io(io) => Self::Broken(format!("the connection broke ({}).", io.kind())),
             Error::Protocol(_) => Self::Broken("the server broke the protocol, as dying servers do.".into()),
             Error::WorkerCrashed => Self::Broken("the connection's thread ended.".into()),
@@ -36,7 +40,11 @@ impl Fault {
                     .into(),
             ),
             Error::PoolTimedOut => {
-                Self::Unavailable("every connection of the pool stayed in use. Give the pool more connections.".into())
+                // A pool asks a server that is away until its time is over, and then says only that.
+                Self::Unavailable(
+                    "the pool had no connection in time: the server is not reached, or every connection stayed in use (then give the pool more)."
+                        .into(),
+                )
             }
             Error::PoolClosed => Self::Refused("the pool was closed.".into()),
             // The text may quote the URL, and the URL may hold a password.
