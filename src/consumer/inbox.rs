@@ -22,7 +22,19 @@ impl<DB: TransactionalDatabase> Inbox<DB> {
     /// [`Consumer`](crate::Consumer) says: to the dead letter, or the consumer stops; unless a policy passes it.
     ///
     /// Ids ascend along each partition, or along each key of it, as [`Consumer::order`](crate::Consumer::order) says, over all owners of the partition:
-    /// workers in the order of keys go by them.
+    /// workers in the order of keys go by them. A message that was given up, and comes again later (re-driven from the dead letter topic, or because its
+    /// producer was mended), stands behind those of its key that were accepted meanwhile.
+    ///
+    /// # What the database refuses
+    ///
+    /// A message is given up for what is wrong with itself: its size, a value that its column does not take, a check of the tables' owner. Such a message is found
+    /// by halving its batch; the others are accepted. Locks, deadlocks, an outage, a full disk and a server that became read-only are waited for: nothing is given up,
+    /// and no attempt burnt. What has to be mended first (a missing right, table or column, ids that were drawn twice) ends the consumer with an error that says so.
+    ///
+    /// What somebody's open transaction holds is waited for up to [`lock_timeout`](crate::InboxBuilder::lock_timeout), once for the batch; then it is halved, and what is
+    /// held is left and asked for again, while the others go on.
+    ///
+    /// A header whose name is not UTF-8 is left out: rdkafka cannot read it.
     ///
     /// # Cancel safety
     ///

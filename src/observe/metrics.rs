@@ -370,7 +370,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::observe::{Claims, PartitionSnapshot, Run, Settles};
+    use crate::observe::{Accepts, Claims, InboxSnapshot, PartitionSnapshot, Run, Settles};
 
     /// What was recorded: `name{label=value,…}` and a sum.
     #[derive(Clone, Default)]
@@ -457,6 +457,8 @@ mod tests {
             ..PartitionSnapshot::new("orders".into(), 3)
         };
         let snapshot = Snapshot { parked: 4, partitions: vec![partition], ..Snapshot::default() };
+        let inbox =
+            InboxSnapshot { received: 6, dead: 2, oldest: Some(second), paused: true, ..InboxSnapshot::default() };
         for event in [
             Observed::Started { group: "g", handler: "h" },
             Observed::Delivered { place: ORDERS, messages: 5, bytes: 50 },
@@ -482,6 +484,10 @@ mod tests {
             Observed::Resumed(&[ORDERS]),
             Observed::Committed { partitions: 1, accepted: false },
             Observed::Sampled(&snapshot),
+            Observed::Accepted(Accepts { new: 5, duplicates: 2, ..Accepts::default() }),
+            Observed::Worked(Worked { taken: 9, ..Worked::default() }),
+            Observed::Worked(Worked { succeeded: 3, failed: 2, dead: 1, lost: 1, swept: 4, ..Worked::default() }),
+            Observed::Inbox(&inbox),
         ] {
             metrics.on(&event);
         }
@@ -528,6 +534,20 @@ mod tests {
             (format!("hapax_partitions_paused{{{common}}}"), 1.0),
             (format!("hapax_lag{{{topic}}}"), 12.0),
             (format!("hapax_frontier_behind{{{topic}}}"), 2.0),
+            (format!("hapax_inbox_accepted_total{{{common},outcome=new}}"), 5.0),
+            (format!("hapax_inbox_accepted_total{{{common},outcome=duplicates}}"), 2.0),
+            (format!("hapax_inbox_accepted_total{{{common},outcome=refused}}"), 0.0),
+            (format!("hapax_inbox_taken_total{{{common}}}"), 9.0),
+            (format!("hapax_inbox_worked_total{{{common},outcome=succeeded}}"), 3.0),
+            (format!("hapax_inbox_worked_total{{{common},outcome=failed}}"), 2.0),
+            (format!("hapax_inbox_worked_total{{{common},outcome=lost}}"), 1.0),
+            (format!("hapax_inbox_worked_total{{{common},outcome=late}}"), 0.0),
+            (format!("hapax_inbox_swept_total{{{common}}}"), 4.0),
+            (format!("hapax_inbox_in_hand{{{common}}}"), 2.0),
+            (format!("hapax_inbox_messages{{{common},state=received}}"), 6.0),
+            (format!("hapax_inbox_messages{{{common},state=dead}}"), 2.0),
+            (format!("hapax_inbox_oldest_seconds{{{common}}}"), 1.0),
+            (format!("hapax_inbox_paused{{{common}}}"), 1.0),
         ] {
             assert_eq!(book.get(&line), Some(sum), "{line}");
         }

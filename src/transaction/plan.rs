@@ -63,7 +63,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                     Verdict::Fenced => Plan::Fenced,
                     Verdict::Finished => Plan::Known(Known::Redelivered(None)),
                     Verdict::New { attempts } => {
-                        attempt = attempts + 1;
+                        attempt = attempts.saturating_add(1);
                         tried(attempt, batch.rules)
                     }
                 },
@@ -73,7 +73,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                         Plan::Known(Known::TooOld)
                     }
                     Sequenced::TooOld => Plan::Ready(Ready { token: None, attempt }),
-                    Sequenced::New { attempts } => tried(attempts + 1, batch.rules),
+                    Sequenced::New { attempts } => tried(attempts.saturating_add(1), batch.rules),
                 },
                 (None, _) => Plan::Ready(Ready { token: None, attempt }),
             };

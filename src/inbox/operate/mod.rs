@@ -296,9 +296,11 @@ impl<DB: TransactionalDatabase> Inbox<DB> {
     /// What was still to be handled cannot be any more: it is dead, with [`Class::Skipped`](super::Class::Skipped) as its last failure. What is being processed is **not** erased: the
     /// answer counts it, and says when to ask again.
     ///
-    /// Digests of the identity, of the payload (the fingerprint) and of the key (for the order of keys) stay. They are keyed by the scope's
-    /// [secret](crate::identity::Scope::secret) if there is one, but for that of the key; without one, whoever can guess a value can confirm it. Backups, replicas, and
-    /// the topic itself are not touched.
+    /// Digests of the identity, of the payload (the fingerprint), of edited payloads (in the act) and of the key (for the order of keys) stay. The first two are keyed by the
+    /// scope's [secret](crate::identity::Scope::secret) if there is one; without one, whoever can guess a value can confirm it. What operators wrote as names and
+    /// reasons stays too. Backups, replicas, the database's own logs and the topic itself are not touched.
+    ///
+    /// A copy that comes after the erasure is a duplicate, and nothing of it is kept, for as long as the identity is: until the message is past retention or purged.
     ///
     /// It goes through the inbox in small steps, as [`replay`](Self::replay) does.
     ///
