@@ -32,6 +32,7 @@
 //! - Without Kafka: [`Once::call`], for an interface that has to be idempotent.
 //! - With the consumer of this crate: `Consumer` runs [`Once::each`] (feature `kafka`).
 //! - In the transactions of your own SQL database: `Once::transactional`, around any loop or in the consumer.
+//! - Stored first and worked later: `Inbox`, a table in that database, with workers, history and an operator's hand.
 //!
 //! # Guarantee levels
 //!
@@ -40,9 +41,25 @@
 //! | level | how | an effect may repeat after |
 //! |---|---|---|
 //! | L0 | claim in Redis or memory | a lease that ran out; a crash between effect and settle; a failover, restart or eviction that forgot a claim |
-//! | L1 | claim in a SQL store, effect elsewhere | a lease that ran out; a crash between effect and settle |
-//! | L2 | effect and memory in one SQL transaction: `Once::transactional` | nothing, in that database |
+//! | L1 | claim in a SQL store, or a run of the inbox; effect elsewhere | a lease that ran out; a crash between effect and settle |
+//! | L2 | effect and memory in one SQL transaction: `Once::transactional`, or out of the `Inbox` | nothing, in that database |
 //! | L3 | any, and [`Claim::idempotency_key`] handed to a resource that honours it | nothing, at that resource |
+//!
+//! # Features
+//!
+//! | feature | what |
+//! |---|---|
+//! | `default` | `kafka`, `memory`, `sqlite`, `json` |
+//! | `kafka` | the consumer, and rdkafka's messages as `MessageView`s |
+//! | `memory`, `sqlite`, `postgres`, `mysql` (and MariaDB), `redis`, `redis-cluster`, `redis-sentinel` | [stores](store); the SQL ones bring `Once::transactional` and the inbox |
+//! | `json` | identities out of JSON payloads |
+//! | `cache`, `bloom` | layers over any store |
+//! | `metrics` | counters through the `metrics` facade |
+//! | `conformance` | the checks for a store of your own |
+//! | `full` | all of these |
+//! | `kafka-tls`, `kafka-tls-vendored`, `kafka-gzip`, `kafka-zstd`, `redis-tls-rustls`, `redis-tls-native`, `sql-tls-rustls`, `sql-tls-native` | TLS and compression, passed through to the clients |
+//!
+//! `conformance` and `simulator` are outside semantic versioning.
 //!
 //! # What it is not
 //!
@@ -52,7 +69,8 @@
 //! # The map
 //!
 //! [`identity`] says what makes two messages the same, [`record`] is one record's life and [`window`] what is remembered of a sequence, as pure
-//! rules, [`store`] keeps records, `Once` wraps handlers, `transaction` lets them share the database's transactions, `consumer` is the rdkafka side with [`frontier`] deciding what may be committed.
+//! rules, [`store`] keeps records, [`Once`] wraps handlers, [`Transactional`] lets them share the database's transactions, [`inbox`] is the local
+//! message table, [`consumer`] is the rdkafka side with [`frontier`] deciding what may be committed, and [`observe`] says what is told of all that.
 
 #![cfg_attr(not(test), forbid(unsafe_code))]
 #![cfg_attr(test, deny(unsafe_code))]

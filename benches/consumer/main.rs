@@ -79,15 +79,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    let mut figures = Figures::new(args);
-    figures.cpu = true;
-    match runtime.block_on(measure(&mut figures, &brokers)) {
-        Ok(()) => figures.close(),
-        Err(error) => {
-            eprintln!("consumer: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    args::measure("consumer", (args, runtime), true, async |figures| measure(figures, &brokers).await)
 }
 
 async fn measure(figures: &mut Figures, brokers: &str) -> Result<(), Failure> {

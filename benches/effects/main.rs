@@ -80,18 +80,9 @@ const NUMBERS: &[Number] = &[
 ];
 
 fn main() -> ExitCode {
-    let (args, runtime) = match args::begin("effects", NUMBERS) {
-        Ok(begun) => begun,
-        Err(code) => return code,
-    };
-    let mut figures = Figures::new(args);
-    figures.cpu = true;
-    match runtime.block_on(measure(&mut figures)) {
-        Ok(()) => figures.close(),
-        Err(error) => {
-            eprintln!("effects: {error}");
-            ExitCode::FAILURE
-        }
+    match args::begin("effects", NUMBERS) {
+        Ok(begun) => args::measure("effects", begun, true, measure),
+        Err(code) => code,
     }
 }
 

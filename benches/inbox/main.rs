@@ -67,18 +67,9 @@ const NUMBERS: &[Number] = &[
 ];
 
 fn main() -> ExitCode {
-    let (args, runtime) = match args::begin("inbox", NUMBERS) {
-        Ok(begun) => begun,
-        Err(code) => return code,
-    };
-    let mut figures = Figures::new(args);
-    figures.cpu = true;
-    match runtime.block_on(measure(&mut figures)) {
-        Ok(()) => figures.close(),
-        Err(error) => {
-            eprintln!("inbox: {error}");
-            ExitCode::FAILURE
-        }
+    match args::begin("inbox", NUMBERS) {
+        Ok(begun) => args::measure("inbox", begun, true, measure),
+        Err(code) => code,
     }
 }
 

@@ -32,17 +32,9 @@ use kinds::Kind;
 const NUMBERS: &[Number] = &[Number { name: "batches", what: "batches of 512 in a round", least: 1, default: 40 }];
 
 fn main() -> ExitCode {
-    let (args, runtime) = match args::begin("ratios", NUMBERS) {
-        Ok(begun) => begun,
-        Err(code) => return code,
-    };
-    let mut figures = Figures::new(args);
-    match runtime.block_on(measure(&mut figures)) {
-        Ok(()) => figures.close(),
-        Err(error) => {
-            eprintln!("ratios: {error}");
-            ExitCode::FAILURE
-        }
+    match args::begin("ratios", NUMBERS) {
+        Ok(begun) => args::measure("ratios", begun, false, measure),
+        Err(code) => code,
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use lexopt::prelude::*;
 use tokio::runtime::Runtime;
 
-use crate::figures::Failure;
+use crate::figures::{Failure, Figures};
 
 /// An option that takes a number.
 #[derive(Debug)]
@@ -49,6 +49,24 @@ pub fn begin(bench: &str, numbers: &[Number]) -> Result<(Args, Runtime), ExitCod
         Err(error) => {
             eprintln!("{bench}: no runtime: {error}");
             Err(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// Measures all figures. With `cpu`, the processor time that a message takes stands behind each.
+pub fn measure(
+    bench: &str,
+    (args, runtime): (Args, Runtime),
+    cpu: bool,
+    measure: impl AsyncFnOnce(&mut Figures) -> Result<(), Failure>,
+) -> ExitCode {
+    let mut figures = Figures::new(args);
+    figures.cpu = cpu;
+    match runtime.block_on(measure(&mut figures)) {
+        Ok(()) => figures.close(),
+        Err(error) => {
+            eprintln!("{bench}: {error}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -27,6 +27,8 @@ mod lag;
 mod ledger;
 mod operator;
 mod orders;
+#[path = "../shared/play.rs"]
+mod play;
 mod producer;
 #[path = "../shared/random.rs"]
 #[allow(dead_code)]
@@ -44,30 +46,5 @@ async fn main() -> ExitCode {
     if let Some(command) = words.peek().and_then(|word| service::command(word)) {
         return service::main(command, words.skip(1)).await;
     }
-    let args = match args::read(words) {
-        Ok(Some(args)) => args,
-        Ok(None) => {
-            println!("{}", args::help());
-            return ExitCode::SUCCESS;
-        }
-        Err(wrong) => return refused(&wrong),
-    };
-    let run = match run::Run::prepare(args).await {
-        Ok(run) => run,
-        Err(wrong) => return refused(&wrong),
-    };
-    match run.go().await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(wrong) => {
-            println!("FAILED {wrong}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Something is wrong before anything has begun.
-fn refused(wrong: &str) -> ExitCode {
-    eprintln!("{wrong}");
-    ExitCode::from(2)
+    play::play(args::read(words), args::help, run::Run::prepare, run::Run::go).await
 }

@@ -1,7 +1,7 @@
 //! The parent's story: orders come while nobody works, then workers come, and an operator; and what came of it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use hapax::inbox::{By, Requeued};
 
@@ -13,6 +13,7 @@ use crate::judge::{Standing, Verdict, judge};
 use crate::ledger::Ledger;
 use crate::operator::{Hand, hand};
 use crate::orders::{self, Order, PARTITIONS, Produced};
+use crate::play::{self, Still};
 use crate::producer;
 use crate::random::Random;
 use crate::service::{CONSUMER, WORKER};
@@ -43,14 +44,11 @@ pub struct Run {
 impl Run {
     /// Whatever the user may have given wrongly shows here.
     pub async fn prepare(args: Args) -> Result<Self, String> {
-        let folder = tempfile::Builder::new().prefix("hapax-inbox-").tempdir();
-        let folder =
-            folder.map_err(|e| format!("no temporary folder: {e}; set TMPDIR to a folder that can be written"))?;
+        let folder = play::folder("hapax-inbox-")?;
         let own = || format!("sqlite:{}", folder.path().join("orders.db").display());
         let url = args.database.clone().unwrap_or_else(own);
-        let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
         // Before the broker is touched: a database that is away must not cost a topic.
-        let ledger = Ledger::open(&url, i64::try_from(micros).unwrap_or(0)).await?;
+        let ledger = Ledger::open(&url, play::run_number()).await?;
         let kafka = Arc::new(Kafka::start(args.brokers.as_deref(), "hapax-inbox", PARTITIONS).await?);
         let inbox = on!(&ledger.database, pool => hand(pool.clone(), &kafka.topic, args.dedup).await);
         let inbox = inbox.map_err(|e| format!("--database: {e}"))?;
@@ -130,15 +128,11 @@ impl Run {
         let expected = if self.args.dedup { all } else { sent };
         self.until("all orders are stored", |standing, _| standing.accepted >= expected).await?;
         let took = began.elapsed().as_secs_f32();
-        let mut since = Instant::now();
-        let mut last = None;
+        let mut still = Still::new();
         while let lag = self.kafka.lag().await
             && lag.is_none_or(|lag| lag.behind > 0)
         {
-            if lag != last {
-                (since, last) = (Instant::now(), lag);
-            }
-            if since.elapsed() > PATIENCE {
+            if still.is_so_for(lag, PATIENCE) {
                 return Err(format!("nothing was committed for {PATIENCE:?}, {lag:?}: {}", self.last_words()));
             }
             self.look().await?;
@@ -254,16 +248,13 @@ impl Run {
 
     /// Waits until the inbox, and what is open of it, is like this. Something has to go on meanwhile.
     async fn until(&mut self, what: &str, is_so: impl Fn(Standing, u64) -> bool) -> Result<(), String> {
-        let (mut since, mut last) = (Instant::now(), None);
+        let mut still = Still::new();
         loop {
             let now = self.standing().await?;
             if is_so(now.0, now.1) {
                 return Ok(());
             }
-            if last != Some(now) {
-                (since, last) = (Instant::now(), Some(now));
-            }
-            if since.elapsed() > PATIENCE {
+            if still.is_so_for(now, PATIENCE) {
                 return Err(format!("{what}: nothing happens for {PATIENCE:?}: {now:?}: {}", self.last_words()));
             }
             self.look().await?;

@@ -96,17 +96,7 @@ pub fn command(word: &OsStr) -> Option<&'static str> {
 }
 
 pub async fn main(command: &'static str, words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    children::begin();
-    match run(command, words).await {
-        Ok(summary) => {
-            println!("DONE {summary}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    children::live(run(command, words)).await
 }
 
 async fn run(command: &str, words: impl IntoIterator<Item = OsString>) -> Result<String, Failure> {

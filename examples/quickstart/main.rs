@@ -5,6 +5,9 @@ mod args;
 mod effects;
 mod kafka;
 mod members;
+#[path = "../shared/play.rs"]
+#[allow(dead_code)]
+mod play;
 mod store;
 
 use std::process::ExitCode;
@@ -28,30 +31,9 @@ const DEADLINE: Duration = Duration::from_secs(120);
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let args = match args::parse() {
-        Ok(Some(args)) => args,
-        Ok(None) => {
-            println!("{}", args::HELP);
-            return ExitCode::SUCCESS;
-        }
-        Err(problem) => {
-            eprintln!("{problem}");
-            return ExitCode::from(2);
-        }
-    };
-    match prepare(&args).await {
-        Ok(world) => match run(&args, world).await {
-            Ok(line) => line,
-            Err(problem) => {
-                println!("FAILED {problem}");
-                ExitCode::FAILURE
-            }
-        },
-        Err(problem) => {
-            eprintln!("{problem}");
-            ExitCode::from(2)
-        }
-    }
+    let prepare = async |args: Args| prepare(&args).await.map(|prepared| (args, prepared));
+    let run = async |(args, prepared): (Args, Prepared)| run(&args, prepared).await;
+    play::play(args::parse(), || args::HELP.to_owned(), prepare, run).await
 }
 
 struct Prepared {
@@ -63,8 +45,7 @@ struct Prepared {
 
 /// Whatever the user may have given wrongly shows here.
 async fn prepare(args: &Args) -> Result<Prepared, String> {
-    let folder = tempfile::Builder::new().prefix("hapax-quickstart-").tempdir();
-    let folder = folder.map_err(|e| format!("no temporary folder: {e}; set TMPDIR to a folder that can be written"))?;
+    let folder = play::folder("hapax-quickstart-")?;
     let store = Store::new(args.store.as_deref(), folder.path())?;
     // Before the broker is touched: a store that is away must not cost a topic.
     store.open().await?;
@@ -88,7 +69,7 @@ async fn prepare(args: &Args) -> Result<Prepared, String> {
     Ok(Prepared { world, onces, _folder: folder })
 }
 
-async fn run(args: &Args, prepared: Prepared) -> Result<ExitCode, String> {
+async fn run(args: &Args, prepared: Prepared) -> Result<bool, String> {
     let Prepared { world, onces: [a, b, c], _folder } = prepared;
     let started = Instant::now();
     let expected = world.kafka.produce(args).await?;
@@ -173,7 +154,8 @@ fn show(members: &[(&str, &str, &Did)]) {
     println!();
 }
 
-fn judge(verdict: &Verdict, distinct: usize, late: bool, members: &[Did]) -> ExitCode {
+/// Says what it came to. Whether that is good.
+fn judge(verdict: &Verdict, distinct: usize, late: bool, members: &[Did]) -> bool {
     let good = verdict.is_good() && verdict.effects == distinct && !late;
     println!(
         "{} delivered={} distinct={distinct} effects={} duplicates={} lost={} doubled={}",
@@ -184,5 +166,5 @@ fn judge(verdict: &Verdict, distinct: usize, late: bool, members: &[Did]) -> Exi
         verdict.lost,
         verdict.doubled
     );
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    good
 }

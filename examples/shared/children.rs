@@ -1,9 +1,10 @@
 //! Processes of this same program: started, killed, stopped, told to end.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
@@ -99,9 +100,23 @@ impl Drop for Member {
     }
 }
 
-/// What a child does first: its log goes to the file that the parent gave it, and it ends when the parent does, who holds the other end of
-/// standard input.
-pub fn begin() {
+/// A child's life. Its last line says what it did, or why it ended.
+pub async fn live<E: Display>(work: impl Future<Output = Result<String, E>>) -> ExitCode {
+    begin();
+    match work.await {
+        Ok(did) => {
+            println!("DONE {did}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Its log goes to the file that the parent gave it, and it ends when the parent does, who holds the other end of standard input.
+fn begin() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("hapax=info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     std::thread::spawn(|| {

@@ -24,6 +24,8 @@ mod judge;
 #[path = "../shared/lag.rs"]
 mod lag;
 mod money;
+#[path = "../shared/play.rs"]
+mod play;
 mod producer;
 #[path = "../shared/random.rs"]
 #[allow(dead_code)]
@@ -41,30 +43,5 @@ async fn main() -> ExitCode {
     if words.peek().is_some_and(|word| word == service::COMMAND) {
         return service::main(words.skip(1)).await;
     }
-    let args = match args::read(words) {
-        Ok(Some(args)) => args,
-        Ok(None) => {
-            println!("{}", args::help());
-            return ExitCode::SUCCESS;
-        }
-        Err(wrong) => return refused(&wrong),
-    };
-    let run = match run::Run::prepare(args).await {
-        Ok(run) => run,
-        Err(wrong) => return refused(&wrong),
-    };
-    match run.go().await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(wrong) => {
-            println!("FAILED {wrong}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Something is wrong before anything has begun.
-fn refused(wrong: &str) -> ExitCode {
-    eprintln!("{wrong}");
-    ExitCode::from(2)
+    play::play(args::read(words), args::help, run::Run::prepare, run::Run::go).await
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::args::Args;
 use crate::bank::Bank;
@@ -12,6 +12,7 @@ use crate::broker::Kafka;
 use crate::children::Member;
 use crate::judge::{Verdict, judge, undone};
 use crate::money::{ACCOUNTS, OPENING, PARTITIONS};
+use crate::play::{self, Still};
 use crate::producer::{Produced, Traffic};
 use crate::random::Random;
 use crate::service::COMMAND;
@@ -46,14 +47,11 @@ pub struct Run {
 impl Run {
     /// Whatever the user may have given wrongly shows here.
     pub async fn prepare(args: Args) -> Result<Self, String> {
-        let folder = tempfile::Builder::new().prefix("hapax-transfer-").tempdir();
-        let folder =
-            folder.map_err(|e| format!("no temporary folder: {e}; set TMPDIR to a folder that can be written"))?;
+        let folder = play::folder("hapax-transfer-")?;
         let own = || format!("sqlite:{}", folder.path().join("bank.db").display());
         let url = args.database.clone().unwrap_or_else(own);
-        let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
         // Before the broker is touched: a database that is away must not cost a topic.
-        let bank = Bank::open(&url, i64::try_from(micros).unwrap_or(0)).await?;
+        let bank = Bank::open(&url, play::run_number()).await?;
         let kafka = Arc::new(Kafka::start(args.brokers.as_deref(), "hapax-transfer", PARTITIONS).await?);
         println!(
             "broker: {}; database: {}{}; seed {}; {}",
@@ -259,16 +257,13 @@ impl Run {
             produced.transfers.len(),
             produced.copies
         ));
-        let (mut since, mut last) = (Instant::now(), None);
+        let mut still = Still::new();
         loop {
             let lag = self.kafka.lag().await;
             if lag.is_some_and(|lag| lag.behind == 0) {
                 break;
             }
-            if lag != last {
-                (since, last) = (Instant::now(), lag);
-            }
-            if since.elapsed() > PATIENCE {
+            if still.is_so_for(lag, PATIENCE) {
                 let words: Vec<String> = self.members.iter().map(Member::last_words).collect();
                 return Err(format!("nothing was committed for {PATIENCE:?}, {lag:?}: {}", words.join(" / ")));
             }

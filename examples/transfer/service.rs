@@ -88,25 +88,10 @@ macro_rules! without {
 }
 
 pub async fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    children::begin();
-    match run(words).await {
-        Ok(summary) => {
-            println!(
-                "DONE delivered={} handled={} duplicates={}",
-                summary.delivered,
-                summary.handled,
-                summary.duplicates()
-            );
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    children::live(run(words)).await
 }
 
-async fn run(words: impl IntoIterator<Item = OsString>) -> Result<Summary, Failure> {
+async fn run(words: impl IntoIterator<Item = OsString>) -> Result<String, Failure> {
     let given = Given::read(FLAGS, None, words)?.ok_or("the parent process starts this")?;
     let number = |name| given.number(name, 0, u64::MAX).map(|number| number.unwrap_or(0));
     let teller = Arc::new(Teller {
@@ -125,11 +110,13 @@ async fn run(words: impl IntoIterator<Item = OsString>) -> Result<Summary, Failu
     )?);
     let database = Database::open(&given.needed("database", "sqlite:bank.db")?, "transfer").await?;
     let together = given.one_of("handler", &[("each", false), ("batch", true)], false)?;
-    if given.one_of("dedup", &[("on", true), ("off", false)], true)? {
-        return on!(database, pool => once(pool, consumer, &group, together, teller).await);
-    }
-    let summary = on!(database, pool => without!(pool, consumer, teller))?;
-    Ok(summary)
+    let summary = if given.one_of("dedup", &[("on", true), ("off", false)], true)? {
+        on!(database, pool => once(pool, consumer, &group, together, teller).await)?
+    } else {
+        on!(database, pool => without!(pool, consumer, teller))?
+    };
+    let (delivered, handled, duplicates) = (summary.delivered, summary.handled, summary.duplicates());
+    Ok(format!("delivered={delivered} handled={handled} duplicates={duplicates}"))
 }
 
 /// Who moves the money.

@@ -4,6 +4,9 @@
 //! looked at in time begins as librdkafka would begin it; if there is no valid offset, that comes back as an error, and is
 //! decided then.
 
+mod again;
+mod tracks;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,18 +16,15 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tracing::{debug, error, info, warn};
 
 use super::finding::{Finding, Found, OnReset};
-use super::look::{Looker, Place, Wanted, committed, pin, reader_config, restart};
-use super::resume::{Look, Reset, Resume, Seen, by_reset, decide, out_of_range};
+use super::look::{Looker, Place, Wanted, committed, pin, reader_config};
+use super::resume::{Look, Reset, Resume, Seen, decide};
 use super::windows::{Standing, Windowed};
 use super::witness::{Mark, Samples, Witness, cluster_tag};
 use crate::frontier::Epoch;
-use crate::message::MessageView;
 use crate::store::StoreError;
 
 /// Findings kept for the summary.
 const KEPT: usize = 1_000;
-/// How soon another try is made to look where librdkafka stopped.
-const AGAIN: Duration = Duration::from_millis(500);
 /// How soon a fence is raised anew that another process raised, if the partition is still ours then.
 const FENCED: Duration = Duration::from_secs(2);
 
@@ -180,158 +180,6 @@ impl Continuity {
         }
     }
 
-    /// Librdkafka stopped where it would have jumped. Decides about every partition that is ours, and fetches on from elsewhere where that
-    /// is allowed. What was polled must have been taken in before. Answers with partitions whose offsets fall, so that they begin anew.
-    ///
-    /// What is in hand may not be anywhere else any more: `finish` is called, to wait for it, before anything of it would be dropped.
-    pub(super) fn after_reset<C: ConsumerContext>(
-        &self,
-        client: &BaseConsumer<C>,
-        finish: impl FnOnce(),
-    ) -> Result<Vec<Moved>, Refusal> {
-        let (places, nexts): (Vec<Place>, Vec<Option<i64>>) = {
-            let mut state = self.lock();
-            state.again = None;
-            state.tracks.values().map(|track| (track.place.clone(), track.next)).unzip()
-        };
-        if places.is_empty() {
-            return Ok(Vec::new());
-        }
-        let until = Instant::now() + self.budget;
-        let seen = self.look(client, &places, None, until);
-        let mut moves = TopicPartitionList::new();
-        let mut others = TopicPartitionList::new();
-        let mut pins = TopicPartitionList::new();
-        let mut moved = Vec::new();
-        let mut refused = None;
-        for ((place, known), seen) in places.iter().zip(nexts).zip(&seen) {
-            let next = known.map_or(Offset::Invalid, Offset::Offset);
-            let Some(seen) = *seen else {
-                // It stands still, or goes on: nothing is passed either way.
-                let _ = others.add_partition_offset(&place.0, place.1, next);
-                self.lock().again = Some(Instant::now() + AGAIN);
-                continue;
-            };
-            let resume = match known.map(|next| out_of_range(next, seen.low, seen.high)) {
-                Some(None) => {
-                    let _ = others.add_partition_offset(&place.0, place.1, next);
-                    continue;
-                }
-                Some(Some(finding)) => by_reset(&seen, self.reset, self.policy, finding),
-                None => decide(&seen, self.reset, self.policy),
-            };
-            match self.say(place, &seen, resume, &mut pins) {
-                Ok(begin) => {
-                    let at = begin.at.map_or(next, Offset::Offset);
-                    let _ = moves.add_partition_offset(&place.0, place.1, at);
-                    moved.push((known, Moved { topic: place.0.clone(), partition: place.1, begin }));
-                }
-                Err(discontinuity) => {
-                    refused.get_or_insert(discontinuity);
-                }
-            }
-        }
-        let falls = |(known, moved): &(Option<i64>, Moved)| moved.begin.at < *known;
-        if refused.is_some() || moved.iter().any(falls) {
-            finish();
-        }
-        if let Some(discontinuity) = refused {
-            return Err(Refusal::Discontinuity(discontinuity));
-        }
-        if moved.is_empty() && self.lock().again.is_none() {
-            // What was out of range is within it again: fetching has to be begun again all the same.
-            std::mem::swap(&mut moves, &mut others);
-        }
-        if moves.count() > 0 && !restart(client, &moves, &others) {
-            self.lock().again = Some(Instant::now() + AGAIN);
-            return Ok(Vec::new());
-        }
-        pin(client, &pins);
-        if let Some(windows) = &self.windows {
-            // What still runs is not to be taken for messages of another topic.
-            let falling: Vec<Place> = moved
-                .iter()
-                .filter(|own| falls(own))
-                .map(|(_, moved)| (moved.topic.clone(), moved.partition))
-                .collect();
-            if !falling.is_empty() {
-                windows.raise(&falling).map_err(Refusal::Windows)?;
-            }
-        }
-        let (falling, rising): (Vec<_>, Vec<_>) = moved.into_iter().partition(falls);
-        let mut state = self.lock();
-        for (_, Moved { topic, partition, begin }) in rising {
-            // Offsets are sparse anyway: what is in hand and what comes now are one row.
-            let place = (topic, partition);
-            state.tracks.values_mut().filter(|track| track.place == place).for_each(|track| track.next = begin.at);
-        }
-        Ok(falling.into_iter().map(|(_, moved)| moved).collect())
-    }
-
-    /// Another process raised the fence of partitions that are still ours after a while: one that had them before and was told late, or
-    /// one that uses the same scope without being a member of the group. Raises it anew, and reads again from where the window stands.
-    /// Answers with the partitions that begin anew. What was polled must have been taken in before.
-    pub(super) fn after_fence<C: ConsumerContext>(&self, client: &BaseConsumer<C>) -> Result<Vec<Moved>, Refusal> {
-        let Some(windows) = &self.windows else { return Ok(Vec::new()) };
-        let mut moves = TopicPartitionList::new();
-        let mut others = TopicPartitionList::new();
-        let mut ours: Vec<(Place, Option<i64>)> = Vec::new();
-        {
-            let mut state = self.lock();
-            let now = Instant::now();
-            let state = &mut *state;
-            if state.fenced.values().all(|due| *due > now) {
-                return Ok(Vec::new());
-            }
-            for track in state.tracks.values() {
-                match state.fenced.get(&track.place).is_some_and(|due| *due <= now) {
-                    true => ours.push((track.place.clone(), track.began)),
-                    false => {
-                        let next = track.next.map_or(Offset::Invalid, Offset::Offset);
-                        let _ = others.add_partition_offset(&track.place.0, track.place.1, next);
-                    }
-                }
-            }
-            state.fenced.retain(|_, due| *due > now);
-        }
-        if ours.is_empty() {
-            return Ok(Vec::new());
-        }
-        let places: Vec<Place> = ours.iter().map(|(place, _)| place.clone()).collect();
-        let standings = windows.raise(&places).map_err(Refusal::Windows)?;
-        let mut moved = Vec::with_capacity(ours.len());
-        for (((topic, partition), began), standing) in ours.into_iter().zip(standings) {
-            warn!(
-                topic,
-                partition,
-                next = standing.next,
-                "another process raised the fence of a partition that is ours: it was told late that it is not its own any more, or it uses the same scope \
-                 outside of this group; the partition is read again from its window on"
-            );
-            let at = standing.next.or(began);
-            let _ = moves.add_partition_offset(&topic, partition, at.map_or(Offset::Invalid, Offset::Offset));
-            let committed = self.lock().committed.get(&(topic.clone(), partition)).copied();
-            let begin = Begin { committed, at, witness: None, window: standing.next };
-            moved.push(Moved { topic, partition, begin });
-        }
-        if !restart(client, &moves, &others) {
-            let again = Instant::now() + AGAIN;
-            self.lock().fenced.extend(places.into_iter().map(|place| (place, again)));
-            return Ok(Vec::new());
-        }
-        Ok(moved)
-    }
-
-    /// Librdkafka stopped somewhere: [`after_reset`](Self::after_reset) is due.
-    pub(super) fn stopped(&self) {
-        self.lock().again.get_or_insert_with(Instant::now);
-    }
-
-    /// When [`after_reset`](Self::after_reset) is due, if at all.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.lock().again
-    }
-
     fn judge(&self, place: &Place, seen: Option<Seen>, pins: &mut TopicPartitionList) -> Result<Begin, Discontinuity> {
         match seen {
             Some(seen) => self.say(place, &seen, decide(&seen, self.reset, self.policy), pins),
@@ -405,93 +253,6 @@ impl Continuity {
     /// What was found so far.
     pub(super) fn found(&self) -> Vec<Found> {
         self.lock().found.clone()
-    }
-
-    /// An assignment begins.
-    pub(super) fn begin(&self, epoch: Epoch, topic: &str, partition: i32, begin: &Begin) {
-        let place = (topic.to_owned(), partition);
-        {
-            let mut state = self.lock();
-            state.tracks.retain(|_, track| track.place != place);
-            let (samples, noted) = (Samples::after(begin.witness), Samples::after(begin.witness));
-            let track = Track { place: place.clone(), next: begin.at, began: begin.at, samples, noted };
-            state.tracks.insert(epoch, track);
-        }
-        let Some(Windowed { windows, .. }) = &self.windows else { return };
-        let state = Arc::downgrade(&self.state);
-        let note = move |next| {
-            let state = state.upgrade()?;
-            let mut state = lock(&state);
-            let cluster = state.cluster;
-            let witness = state.tracks.get_mut(&epoch)?.noted.below(next);
-            Some(Mark { committed: next, cluster, witness }.to_string())
-        };
-        windows.begin(&place, epoch, begin.at.filter(|at| begin.window != Some(*at)), Arc::new(note));
-        // What was heard of a fence before is of a window that is no more.
-        self.lock().fenced.remove(&place);
-    }
-
-    /// An assignment is over.
-    pub(super) fn over(&self, epoch: Epoch) {
-        let place = self.lock().tracks.get(&epoch).map(|track| track.place.clone());
-        // It may note how it stands, for which the track is needed.
-        if let (Some(place), Some(Windowed { windows, .. })) = (place, &self.windows) {
-            windows.over(&place);
-        }
-        self.lock().tracks.remove(&epoch);
-    }
-
-    /// Messages were taken in; this is the last one of a run of them.
-    pub(super) fn took(&self, epoch: Epoch, message: &impl MessageView) {
-        let mut state = self.lock();
-        let (mute, noted) = (state.mute, self.windows.is_some());
-        let Some(track) = state.tracks.get_mut(&epoch) else { return };
-        track.next = Some(message.offset().saturating_add(1));
-        if mute && !noted {
-            return;
-        }
-        let witness = Witness::of(message);
-        if !mute {
-            track.samples.take(witness);
-        }
-        if noted {
-            track.noted.take(witness);
-        }
-    }
-
-    /// What a commit is to carry as its metadata.
-    pub(super) fn metadata(&self, epoch: Epoch, committed: i64) -> Option<String> {
-        let mut state = self.lock();
-        if state.mute {
-            return None;
-        }
-        let cluster = state.cluster;
-        let witness = state.tracks.get_mut(&epoch).and_then(|track| track.samples.below(committed));
-        Some(Mark { committed, cluster, witness }.to_string())
-    }
-
-    /// The broker does not take so long a metadata: go on without.
-    pub(super) fn mute(&self) {
-        let mut state = self.lock();
-        if !state.mute {
-            state.mute = true;
-            drop(state);
-            warn!(
-                "the broker's offset.metadata.max.bytes is too low for what hapax writes with a commit (about 100 bytes): a topic that is deleted and made \
-                 again may not be told from the old one"
-            );
-        }
-    }
-
-    /// The broker said yes to a commit.
-    pub(super) fn committed(&self, topic: &str, partition: i32, offset: i64) {
-        let mut state = self.lock();
-        match state.committed.get_mut(&(topic.to_owned(), partition)) {
-            Some(known) => *known = (*known).max(offset),
-            None => {
-                state.committed.insert((topic.to_owned(), partition), offset);
-            }
-        }
     }
 
     /// What is there; `None` for partitions of which the broker did not tell. Where a window has ever moved, it says where to go on.

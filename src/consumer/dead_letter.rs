@@ -393,12 +393,23 @@ pub enum DeadLetterError {
         /// rdkafka's error.
         source: KafkaError,
     },
-    /// The topic is not there, or not fit for letters. Not retryable without a change.
+    /// The topic is not there, not fit for letters, or could not be looked at. Retryable where [`LetterError::is_retryable`].
     #[error(transparent)]
     Topic(#[from] LetterError),
     /// There is no tokio runtime. Not retryable.
     #[error("dead letters need a tokio runtime: connect inside of one")]
     NoRuntime,
+}
+
+impl DeadLetterError {
+    /// Whether the same may succeed later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Topic(error) => error.is_retryable(),
+            Self::Config(_) | Self::Client { .. } | Self::NoRuntime => false,
+        }
+    }
 }
 
 impl fmt::Display for DeadLetter {

@@ -1,11 +1,12 @@
 //! Why a consumer ended by itself.
 
+use std::error::Error;
+
 use rdkafka::error::KafkaError;
 
 use super::config::ConfigError;
 use super::dead_letter::DeadLetterError;
 use super::finding::Finding;
-use super::handling::Failure;
 use super::summary::Summary;
 use crate::store::{Report, StoreError};
 
@@ -38,7 +39,8 @@ pub enum ConsumerError {
         /// What was done before.
         summary: Box<Summary>,
     },
-    /// A message could not be finished, and policy is to stop rather than to pass it by. Delivered again at the next start.
+    /// A message could not be finished, and policy is to stop rather than to pass it by. Delivered again at the next start. Not retryable without a
+    /// change: somebody is to look at it.
     #[error("the consumer stopped at topic `{topic}`, partition {partition}, offset {offset}: {source}")]
     Message {
         /// Its topic.
@@ -48,7 +50,7 @@ pub enum ConsumerError {
         /// Its offset.
         offset: i64,
         /// Why.
-        source: Failure,
+        source: Box<dyn Error + Send + Sync>,
         /// What was done before.
         summary: Box<Summary>,
     },
@@ -80,16 +82,17 @@ pub enum ConsumerError {
         /// What was done before.
         summary: Box<Summary>,
     },
-    /// Dead letters cannot be sent: their topic is missing, or unfit, or read by the consumer itself. Not retryable without a change.
+    /// Dead letters cannot be sent: their topic is missing, or unfit, or read by the consumer itself. Retryable where
+    /// [`DeadLetterError::is_retryable`].
     #[error(transparent)]
     DeadLetter(#[from] DeadLetterError),
-    /// The task that drives the handlers is gone: the runtime was shut down, or there is a bug in this crate.
+    /// The task that drives the handlers is gone: the runtime was shut down, or there is a bug in this crate. Not retryable in this runtime.
     #[error("the task that drives the handlers is gone: was the runtime shut down?")]
     Gone {
         /// What was done before.
         summary: Box<Summary>,
     },
-    /// The thread that talks to Kafka could not be started, or is gone.
+    /// The thread that talks to Kafka could not be started, or is gone. Retryable.
     #[error("the Kafka thread {what}")]
     Thread {
         /// What happened to it.
@@ -109,11 +112,10 @@ impl std::fmt::Display for Errors<'_> {
     }
 }
 
-impl ConsumerError {
-    /// What was done before, where the consumer had started.
-    #[must_use]
-    pub fn summary(&self) -> Option<&Summary> {
-        match self {
+/// The summary inside of an error, borrowed as the error is.
+macro_rules! summary_in {
+    ($error:expr) => {
+        match $error {
             Self::Kafka { summary, .. }
             | Self::Message { summary, .. }
             | Self::Gone { summary }
@@ -126,18 +128,37 @@ impl ConsumerError {
             | Self::Retention { .. }
             | Self::DeadLetter(_) => None,
         }
+    };
+}
+
+impl ConsumerError {
+    /// Whether starting again, without a change, can help: what a supervisor asks.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Windows { source, .. } => source.is_retryable(),
+            Self::DeadLetter(error) => error.is_retryable(),
+            Self::Thread { .. } => true,
+            Self::Config(_)
+            | Self::NoRuntime
+            | Self::Client { .. }
+            | Self::Kafka { .. }
+            | Self::Message { .. }
+            | Self::Discontinuity { .. }
+            | Self::Retention { .. }
+            | Self::Gone { .. } => false,
+        }
+    }
+
+    /// What was done before, where the consumer had started.
+    #[must_use]
+    pub fn summary(&self) -> Option<&Summary> {
+        summary_in!(self)
     }
 
     /// The same, for what is counted after the error was made.
     pub(super) fn summary_mut(&mut self) -> Option<&mut Summary> {
-        match self {
-            Self::Kafka { summary, .. }
-            | Self::Message { summary, .. }
-            | Self::Gone { summary }
-            | Self::Windows { summary, .. }
-            | Self::Discontinuity { summary, .. } => Some(summary),
-            _ => None,
-        }
+        summary_in!(self)
     }
 }
 

@@ -9,6 +9,7 @@ use super::{Consumer, ConsumerError};
 ///
 /// Set by [`Consumer::on_reset`]. Default: [`Refuse`](Self::Refuse) where the handling's level is L1 or higher, [`Warn`](Self::Warn) else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum OnReset {
     /// End the consumer with [`ConsumerError::Discontinuity`], before anything of that partition is handled or committed.
     Refuse,

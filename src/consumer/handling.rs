@@ -15,7 +15,7 @@ use crate::wrapper::{Claim, Described, Mode, Once};
 pub use crate::engine::Ending;
 
 /// Why a message cannot finish and the consumer has to end.
-pub type Failure = Box<dyn Error + Send + Sync>;
+pub(super) type Failure = Box<dyn Error + Send + Sync>;
 
 /// What [`Consumer::run`](super::Consumer::run) drives.
 ///

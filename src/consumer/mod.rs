@@ -101,7 +101,7 @@ pub use dead_letter::{DeadLetter, DeadLetterError};
 pub use each::Each;
 pub use error::ConsumerError;
 pub use finding::{Finding, Found, OnReset};
-pub use handling::{Ending, Failure, Handed, Handling};
+pub use handling::{Ending, Handed, Handling};
 pub use in_windows::{InWindows, KeepWindows};
 pub use memory::MemoryWindows;
 pub use message::Message;

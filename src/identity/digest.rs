@@ -27,6 +27,7 @@ pub enum DigestKind {
 
 /// One part of a message that a digest covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Part {
     /// The payload.
     Payload,

@@ -7,6 +7,7 @@ use super::MAX_IDENTITY_BYTES;
 
 /// The place in a message where an identity was looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Field {
     /// The header of this name.
     Header(Arc<str>),
@@ -40,6 +41,7 @@ impl fmt::Display for Field {
 
 /// What stands at a JSON pointer instead of a string or an integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum JsonKind {
     /// `true` or `false`: two values cannot tell messages apart.
     Bool,
@@ -67,6 +69,7 @@ impl fmt::Display for JsonKind {
 /// None of these is retryable: the same message gives the same error. What happens to such a message is decided by
 /// [`OnMissing`](super::OnMissing). No variant holds anything out of the message; only sizes and configured names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum IdentityError {
     /// The message has no such part, or it is null.
     #[error(
@@ -165,6 +168,7 @@ impl IdentityError {
 
 /// A fault in how identities are configured, found before the first message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum IdentityConfigError {
     /// A name that must say something is empty.
     #[error("the {what} is empty: give it a name")]

@@ -213,6 +213,7 @@ forward!(&I, Box<I>, Arc<I>);
 ///
 /// To fall back to another identity is not a policy but part of the identity: [`Identify::or`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum OnMissing {
     /// The message is refused: the handler does not run, and the caller gets the [`IdentityError`].
     #[default]

@@ -17,7 +17,7 @@ use crate::store::sql::{Dialect, Fault, LOCK_TIMEOUT};
 use crate::store::{Retention, StoreError};
 use crate::transaction::sealed::Sealed;
 use crate::transaction::{Committed, TransactionalDatabase};
-use crate::wrapper::{BuildError, OnConflict, Once, judge};
+use crate::wrapper::{BuildError, OnConflict, Once, judge, scoped, setters};
 
 /// Bytes of the largest payload that is kept, unless told otherwise.
 const LARGEST: usize = 1 << 20;
@@ -80,42 +80,18 @@ impl<DB: TransactionalDatabase> Inbox<DB> {
 }
 
 impl<DB: TransactionalDatabase> InboxBuilder<DB> {
-    /// Sets where identities are unique: consumer group and handler. This or [`in_scope`](Self::in_scope) is needed. Each scope is an inbox of its
-    /// own, in the same tables.
-    pub fn scope(mut self, group: impl Into<String>, handler: impl Into<String>) -> Self {
-        self.scope = Some(Scope::new(group, handler));
-        self
-    }
-
-    /// Sets where identities are unique, with all that a [`Scope`] can say: tenant, secret, across topics.
-    pub fn in_scope(mut self, scope: Scope) -> Self {
-        self.scope = Some(Ok(scope));
-        self
-    }
-
-    /// Sets what makes two messages the same. Default: [`position`]: each offset of a partition is a message of its own. Redelivery is stopped by a
-    /// window of each partition whatever is set here.
-    pub fn identify(mut self, identify: impl Identify + 'static) -> Self {
-        self.settings.identify = Box::new(identify);
-        self
-    }
-
-    /// Sets what of a message tells a duplicate from a conflict. Default: the payload.
-    pub fn fingerprint(mut self, by: FingerprintBy) -> Self {
-        self.settings.fingerprint = by;
-        self
-    }
-
-    /// Sets what happens to a message without a usable identity. Default: [`OnMissing::Reject`].
-    pub fn on_missing(mut self, policy: OnMissing) -> Self {
-        self.settings.on_missing = policy;
-        self
-    }
-
-    /// Sets what happens to a message whose identity was used by one that said something else. Default: [`OnConflict::Stop`].
-    pub fn on_conflict(mut self, policy: OnConflict) -> Self {
-        self.settings.on_conflict = policy;
-        self
+    setters! {
+        in settings;
+        /// Each scope is an inbox of its own, in the same tables.
+        scope;
+        /// Sets what makes two messages the same. Default: [`position`]: each offset of a partition is a message of its own. Redelivery is stopped by a
+        /// window of each partition whatever is set here.
+        identify;
+        on_missing;
+        /// Does not create the tables, nor bring them up to date. Default: it does.
+        without_schema_creation;
+        /// Starts even if the check finds settings that break the promise. They are logged, and readable from [`Inbox::report`]. Default: refuse.
+        accept_unsafe_settings;
     }
 
     /// Sets how large a payload may be that is kept, in bytes, and what happens to larger ones. Default: 1 MiB, [`Oversize::Reject`].
@@ -188,18 +164,6 @@ impl<DB: TransactionalDatabase> InboxBuilder<DB> {
         self
     }
 
-    /// Does not create the tables, nor bring them up to date. Default: it does.
-    pub const fn without_schema_creation(mut self) -> Self {
-        self.create_schema = false;
-        self
-    }
-
-    /// Starts even if the check finds settings that break the promise. They are logged, and readable from [`Inbox::report`]. Default: refuse.
-    pub const fn accept_unsafe_settings(mut self) -> Self {
-        self.accept_unsafe = true;
-        self
-    }
-
     /// Checks the settings, makes the tables or brings them up to date, looks for unsafe settings in the database, and finds this scope's inbox.
     ///
     /// # Errors
@@ -210,9 +174,7 @@ impl<DB: TransactionalDatabase> InboxBuilder<DB> {
     ///
     /// Safe: building again does what is left.
     pub async fn build(self) -> Result<Inbox<DB>, BuildError> {
-        let scope = self.scope.ok_or(BuildError::NoScope)?.map_err(BuildError::Identity)?;
-        self.settings.identify.validate().map_err(BuildError::Identity)?;
-        self.settings.fingerprint.validate().map_err(BuildError::Identity)?;
+        let scope = scoped(self.scope, &*self.settings.identify, &self.settings.fingerprint)?;
         let tables = Tables::parse::<<DB as Sealed>::Dialect>(&self.prefix)?;
         let base = Once::transactional(self.pool.clone())
             .in_scope(scope.clone())

@@ -111,6 +111,7 @@ impl Lot {
 
 /// Why an attempt ended without success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Class {
     /// To be tried again after a back-off.
     Retryable,
@@ -130,8 +131,8 @@ pub enum Class {
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Retryable, Self::Fatal, Self::Unavailable, Self::Lost, Self::Panic, Self::Timeout, Self::Skipped];
+    pub const ALL: &'static [Self] =
+        &[Self::Retryable, Self::Fatal, Self::Unavailable, Self::Lost, Self::Panic, Self::Timeout, Self::Skipped];
 
     /// The number that the table keeps.
     #[must_use]
@@ -150,7 +151,7 @@ impl Class {
     /// Reads what [`code`](Self::code) gave.
     #[must_use]
     pub fn from_code(code: i16) -> Option<Self> {
-        Self::ALL.into_iter().find(|class| class.code() == code)
+        Self::ALL.iter().copied().find(|class| class.code() == code)
     }
 
     /// The name as docs, tables and logs write it.

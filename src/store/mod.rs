@@ -2,6 +2,18 @@
 //!
 //! A store keeps one [`Record`] for each [`Key`] and moves it by the rules of [`record`](crate::record).
 //! [`DedupStore`] is batch first: one message is a batch of one.
+//!
+//! | store | feature | level | remembers |
+//! |---|---|---|---|
+//! | `MemoryStore` | `memory` | L0 | until the process ends |
+//! | `RedisStore` | `redis`, `redis-cluster`, `redis-sentinel` | L0 | as long as Redis does: a failover or an eviction may forget |
+//! | `SqliteStore` | `sqlite` | L1 | in one file, for the processes of one machine |
+//! | `PostgresStore` | `postgres` | L1 | durably |
+//! | `MysqlStore` (MySQL, MariaDB) | `mysql` | L1 | durably |
+//!
+//! Layers over any of them, in any order: [`Batched`] joins the calls of many tasks; `Cached` (feature `cache`) answers known duplicates in process;
+//! `Prechecked` (feature `bloom`) guesses what to read before it inserts. A store of your own implements [`DedupStore`] and runs the checks of
+//! the feature `conformance` against itself.
 
 mod batch;
 mod batched;

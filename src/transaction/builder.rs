@@ -13,7 +13,7 @@ use crate::identity::{FingerprintBy, Identify, IdentityConfigError, OnMissing, S
 use crate::retry::Retry;
 use crate::store::sql::{Dialect, Engine, LOCK_TIMEOUT, Layout, TableName};
 use crate::store::{Retention, StoreError};
-use crate::wrapper::{BuildError, OnConflict, Once, judge};
+use crate::wrapper::{BuildError, OnConflict, Once, judge, scoped, setters, some_time};
 
 /// Messages in one transaction, unless told otherwise.
 const MOST: usize = 512;
@@ -84,47 +84,23 @@ impl Once {
 }
 
 impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
-    /// Sets where identities are unique: consumer group and handler. This or [`in_scope`](Self::in_scope) is needed.
-    pub fn scope(mut self, group: impl Into<String>, handler: impl Into<String>) -> Self {
-        self.scope = Some(Scope::new(group, handler));
-        self
-    }
-
-    /// Sets where identities are unique, with all that a [`Scope`] can say: tenant, secret, across topics.
-    pub fn in_scope(mut self, scope: Scope) -> Self {
-        self.scope = Some(Ok(scope));
-        self
-    }
-
-    /// Sets what makes two messages the same, and by that what is remembered. Default: [`position`].
-    ///
-    /// | identity | what is kept | stops |
-    /// |---|---|---|
-    /// | `position()` | a window: one row for each partition | redelivery |
-    /// | `header(…)`, `digest(…)`, … | a record for each message | redelivery and re-production |
-    /// | `position().and_then(header(…))` | both | redelivery by the window, without asking the records; re-production by the records |
-    pub fn identify(mut self, identify: impl Identify + 'static) -> Self {
-        self.identify = Box::new(identify);
-        self
-    }
-
-    /// Sets what of a message tells a duplicate from a conflict. Default: the payload.
-    pub fn fingerprint(mut self, by: FingerprintBy) -> Self {
-        self.fingerprint = by;
-        self
-    }
-
-    /// Sets what happens to a message without a usable identity. Default: [`OnMissing::Reject`]. Handled without dedup, it has no record;
-    /// where there is a window of its partition, that still keeps its redelivery from being handled.
-    pub fn on_missing(mut self, policy: OnMissing) -> Self {
-        self.on_missing = policy;
-        self
-    }
-
-    /// Sets what happens to a message whose identity was used by one that said something else. Default: [`OnConflict::Stop`].
-    pub fn on_conflict(mut self, policy: OnConflict) -> Self {
-        self.on_conflict = policy;
-        self
+    setters! {
+        scope;
+        /// Sets what makes two messages the same, and by that what is remembered. Default: [`position`].
+        ///
+        /// | identity | what is kept | stops |
+        /// |---|---|---|
+        /// | `position()` | a window: one row for each partition | redelivery |
+        /// | `header(…)`, `digest(…)`, … | a record for each message | redelivery and re-production |
+        /// | `position().and_then(header(…))` | both | redelivery by the window, without asking the records; re-production by the records |
+        identify;
+        /// Handled without dedup, it has no record; where there is a window of its partition, that still keeps its redelivery from being handled.
+        on_missing;
+        /// Does not create the tables; they must be there. Default: what is missing is created.
+        without_schema_creation;
+        /// Starts even if the check finds settings that break the promise. They are logged, and readable from
+        /// [`Transactional::report`]. Default: refuse.
+        accept_unsafe_settings;
     }
 
     /// Sets what happens to a message whose number is so far below the highest of its producer's that nobody can tell whether it was handled.
@@ -205,19 +181,6 @@ impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
         self
     }
 
-    /// Does not create the tables; they must be there. Default: what is missing is created.
-    pub const fn without_schema_creation(mut self) -> Self {
-        self.create_schema = false;
-        self
-    }
-
-    /// Starts even if the check finds settings that break the promise. They are logged, and readable from
-    /// [`Transactional::report`]. Default: refuse.
-    pub const fn accept_unsafe_settings(mut self) -> Self {
-        self.accept_unsafe = true;
-        self
-    }
-
     /// Checks the settings, makes the tables, and looks for unsafe settings in the database.
     ///
     /// # Errors
@@ -228,13 +191,8 @@ impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
     ///
     /// Safe: building again does what is left.
     pub async fn build(self) -> Result<Transactional<DB>, BuildError> {
-        let scope = self.scope.ok_or(BuildError::NoScope)?.map_err(BuildError::Identity)?;
-        self.identify.validate().map_err(BuildError::Identity)?;
-        self.fingerprint.validate().map_err(BuildError::Identity)?;
-        if self.handler_timeout == Some(Duration::ZERO) {
-            let cure = "Set the time that a handler may take, or leave it out.";
-            return Err(BuildError::setting("handler_timeout", "0 s is too short for any handler.", cure));
-        }
+        let scope = scoped(self.scope, &*self.identify, &self.fingerprint)?;
+        some_time(self.handler_timeout)?;
         let table = |name: Option<String>, layout| -> Result<TableName, StoreError> {
             name.map_or_else(
                 || Ok(TableName::of(layout)),

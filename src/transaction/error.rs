@@ -6,7 +6,7 @@ use super::outcome::Misuse;
 use crate::identity::IdentityError;
 use crate::record::Seen;
 use crate::store::StoreError;
-use crate::wrapper::{At, Commit, Done, Failure};
+use crate::wrapper::{At, BatchDone, Done, Failure};
 
 /// Why a message was not finished. None of these may be committed to Kafka. Closed: match on it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -106,43 +106,4 @@ impl<E: fmt::Debug + fmt::Display> TransactError<E> {
 pub type Transacted<T, E> = Result<Done<T, E>, TransactError<E>>;
 
 /// What became of each message of a batch.
-#[derive(Clone, Debug)]
-pub struct TransactBatch<T, E: fmt::Debug + fmt::Display> {
-    pub(super) outcomes: Vec<Transacted<T, E>>,
-    pub(super) commits: Vec<Commit>,
-}
-
-impl<T, E: fmt::Debug + fmt::Display> TransactBatch<T, E> {
-    /// What became of each message, in the order given.
-    pub fn outcomes(&self) -> &[Transacted<T, E>] {
-        &self.outcomes
-    }
-
-    /// What became of each message, in the order given.
-    pub fn into_outcomes(self) -> Vec<Transacted<T, E>> {
-        self.outcomes
-    }
-
-    /// For each topic and partition, the offset behind its finished prefix, in the order delivered. Offsets may have gaps. A partition whose
-    /// first message is not finished is not named.
-    #[must_use]
-    pub fn commits(&self) -> &[Commit] {
-        &self.commits
-    }
-
-    /// Whether every message may be committed.
-    #[must_use]
-    pub fn all_finished(&self) -> bool {
-        self.outcomes.iter().all(finished)
-    }
-
-    /// The first message that is not finished, by its place in the batch.
-    #[must_use]
-    pub fn first_unfinished(&self) -> Option<usize> {
-        self.outcomes.iter().position(|outcome| !finished(outcome))
-    }
-}
-
-pub(super) fn finished<T, E: fmt::Debug + fmt::Display>(outcome: &Transacted<T, E>) -> bool {
-    outcome.as_ref().is_ok_and(Done::may_commit)
-}
+pub type TransactBatch<T, E> = BatchDone<T, E, TransactError<E>>;

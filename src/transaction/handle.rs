@@ -9,13 +9,13 @@ use sqlx::Database;
 use tokio::time::Instant;
 
 use super::core::Core;
-use super::error::{TransactBatch, TransactError, Transacted, finished};
+use super::error::{TransactBatch, TransactError, Transacted};
 use super::outcome::{Failed, Item, Known, Outcome, Prepared, Spot, Why, Work};
 use super::sealed::Sealed;
 use super::{Transactional, TransactionalDatabase};
 use crate::message::MessageView;
 use crate::record::{Origin, Seen};
-use crate::wrapper::{At, Done, HandlerError, commits};
+use crate::wrapper::{At, Done, HandlerError, commits, finished};
 
 /// A handler of one message at a time.
 struct Each<'a, M, F, T, E> {
@@ -320,6 +320,6 @@ impl<DB: Sealed> Core<DB> {
         outcomes: Vec<Transacted<T, E>>,
     ) -> TransactBatch<T, E> {
         let commits = commits(messages, outcomes.iter().map(finished), |message| self.origin(message));
-        TransactBatch { outcomes, commits }
+        TransactBatch::new(outcomes, commits)
     }
 }

@@ -61,6 +61,7 @@ pub struct Row {
 
 /// Bytes that no window was written as. Not retryable: the row was changed by something else, or is of a later release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Malformed {
     /// A layout that this release does not know.
     #[error("the window's layout has version {0}, and this release reads version 1: it was written by a later release")]

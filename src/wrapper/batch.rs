@@ -48,7 +48,7 @@ where
     // Every place was filled: what could not be begun says so.
     let outcomes: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(HandleError::NotBegun))).collect();
     let commits = commits(messages, outcomes.iter().map(finished), |message| shared.origin(message));
-    BatchDone { outcomes, commits }
+    BatchDone::new(outcomes, commits)
 }
 
 /// The finished prefix of each partition, in delivered order.

@@ -11,6 +11,7 @@ use crate::store::{DedupStore, Finding, Report, StoreError};
 
 /// When a message counts as handled. The default is [`Deduplicated`](Self::Deduplicated).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Mode {
     /// Claimed before the handler runs, settled after it. Never lost. Handled once, except that an effect may repeat
     /// as the store's level says: **L1** with a durable SQL store, **L0** with Redis or memory; **L3** where the handler
@@ -28,6 +29,7 @@ pub enum Mode {
 
 /// What happens to a message whose identity was used by one that said something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum OnConflict {
     /// An error, so that somebody looks at it. The default.
     #[default]
@@ -69,6 +71,70 @@ pub(super) struct Settings {
 /// The shortest lease accepted: a lease has to outlast several calls to the store.
 pub const MIN_LEASE: Duration = Duration::from_secs(1);
 
+/// Setters that the builders of this crate have alike. `$at` names the field that has them; without one, the builder has.
+macro_rules! setters {
+    (
+        $(in $at:ident;)?
+        $(#[$scope:meta])* scope;
+        $(#[$identify:meta])* identify;
+        $(#[$missing:meta])* on_missing;
+        $(#[$schema:meta])* without_schema_creation;
+        $(#[$accept:meta])* accept_unsafe_settings;
+    ) => {
+        /// Sets where identities are unique: consumer group and handler. This or [`in_scope`](Self::in_scope) is needed.
+        $(#[$scope])*
+        pub fn scope(mut self, group: impl Into<String>, handler: impl Into<String>) -> Self {
+            self.scope = Some(Scope::new(group, handler));
+            self
+        }
+
+        /// Sets where identities are unique, with all that a [`Scope`] can say: tenant, secret, across topics.
+        pub fn in_scope(mut self, scope: Scope) -> Self {
+            self.scope = Some(Ok(scope));
+            self
+        }
+
+        $(#[$identify])*
+        pub fn identify(mut self, identify: impl Identify + 'static) -> Self {
+            self $(.$at)? .identify = Box::new(identify);
+            self
+        }
+
+        /// Sets what of a message tells a duplicate from a conflict. Default: the payload.
+        pub fn fingerprint(mut self, by: FingerprintBy) -> Self {
+            self $(.$at)? .fingerprint = by;
+            self
+        }
+
+        /// Sets what happens to a message without a usable identity. Default: [`OnMissing::Reject`].
+        $(#[$missing])*
+        pub fn on_missing(mut self, policy: OnMissing) -> Self {
+            self $(.$at)? .on_missing = policy;
+            self
+        }
+
+        /// Sets what happens to a message whose identity was used by one that said something else. Default: [`OnConflict::Stop`].
+        pub fn on_conflict(mut self, policy: OnConflict) -> Self {
+            self $(.$at)? .on_conflict = policy;
+            self
+        }
+
+        $(#[$schema])*
+        pub const fn without_schema_creation(mut self) -> Self {
+            self.create_schema = false;
+            self
+        }
+
+        $(#[$accept])*
+        pub const fn accept_unsafe_settings(mut self) -> Self {
+            self.accept_unsafe = true;
+            self
+        }
+    };
+}
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use setters;
+
 impl OnceBuilder {
     pub(super) fn new(store: Box<dyn DedupStore>) -> Self {
         Self {
@@ -93,41 +159,18 @@ impl OnceBuilder {
         }
     }
 
-    /// Sets where identities are unique: consumer group and handler. This or [`in_scope`](Self::in_scope) is needed.
-    pub fn scope(mut self, group: impl Into<String>, handler: impl Into<String>) -> Self {
-        self.scope = Some(Scope::new(group, handler));
-        self
-    }
-
-    /// Sets where identities are unique, with all that a [`Scope`] can say: tenant, secret, across topics.
-    pub fn in_scope(mut self, scope: Scope) -> Self {
-        self.scope = Some(Ok(scope));
-        self
-    }
-
-    /// Sets what makes two messages the same. Default: [`position`], which tells redelivery from new messages and
-    /// takes every re-produced copy for a new one.
-    pub fn identify(mut self, identify: impl Identify + 'static) -> Self {
-        self.config.identify = Box::new(identify);
-        self
-    }
-
-    /// Sets what of a message tells a duplicate from a conflict. Default: the payload.
-    pub fn fingerprint(mut self, by: FingerprintBy) -> Self {
-        self.config.fingerprint = by;
-        self
-    }
-
-    /// Sets what happens to a message without a usable identity. Default: [`OnMissing::Reject`].
-    pub fn on_missing(mut self, policy: OnMissing) -> Self {
-        self.config.on_missing = policy;
-        self
-    }
-
-    /// Sets what happens to a message whose identity was used by one that said something else. Default: [`OnConflict::Stop`].
-    pub fn on_conflict(mut self, policy: OnConflict) -> Self {
-        self.config.on_conflict = policy;
-        self
+    setters! {
+        in config;
+        scope;
+        /// Sets what makes two messages the same. Default: [`position`], which tells redelivery from new messages and
+        /// takes every re-produced copy for a new one.
+        identify;
+        on_missing;
+        /// Does not create what the store needs; it must be there. Default: what is missing is created.
+        without_schema_creation;
+        /// Starts even if the store's check finds settings that break its promises. They are logged, and readable from
+        /// [`Once::report`]. Default: refuse.
+        accept_unsafe_settings;
     }
 
     /// Sets when a message counts as handled, and so the guarantee. Default: [`Mode::Deduplicated`].
@@ -191,19 +234,6 @@ impl OnceBuilder {
         self
     }
 
-    /// Does not create what the store needs; it must be there. Default: what is missing is created.
-    pub const fn without_schema_creation(mut self) -> Self {
-        self.create_schema = false;
-        self
-    }
-
-    /// Starts even if the store's check finds settings that break its promises. They are logged, and readable from
-    /// [`Once::report`]. Default: refuse.
-    pub const fn accept_unsafe_settings(mut self) -> Self {
-        self.accept_unsafe = true;
-        self
-    }
-
     /// Checks the settings, prepares the store and looks for unsafe settings in it.
     ///
     /// Warnings are logged with `tracing` and readable from [`Once::report`]. Under [`Mode::AtLeastOnce`] the store is not asked.
@@ -216,7 +246,7 @@ impl OnceBuilder {
     ///
     /// Safe: building again does what is left.
     pub async fn build(self) -> Result<Once, BuildError> {
-        let scope = self.scope.ok_or(BuildError::NoScope)?.map_err(BuildError::Identity)?;
+        let scope = scoped(self.scope, &*self.config.identify, &self.config.fingerprint)?;
         self.config.validate()?;
         let mut report = Report::new();
         if self.config.mode != Mode::AtLeastOnce {
@@ -256,18 +286,33 @@ pub(crate) fn judge(report: &Report, accept: bool) -> Result<(), BuildError> {
 
 impl Settings {
     fn validate(&self) -> Result<(), BuildError> {
-        self.identify.validate().map_err(BuildError::Identity)?;
-        self.fingerprint.validate().map_err(BuildError::Identity)?;
         if self.lease < MIN_LEASE {
             let cure = format!("Set at least {MIN_LEASE:?}.");
             return Err(BuildError::setting("lease", format!("{:?} is too short.", self.lease), cure));
         }
-        if self.handler_timeout == Some(Duration::ZERO) {
-            let cure = "Set the time that a handler may take, or leave it out.";
-            return Err(BuildError::setting("handler_timeout", "zero would drop every handler.", cure));
-        }
-        Ok(())
+        some_time(self.handler_timeout)
     }
+}
+
+/// The scope, where that, identity and fingerprint are in order.
+pub(crate) fn scoped(
+    scope: Option<Result<Scope, IdentityConfigError>>,
+    identify: &dyn Identify,
+    fingerprint: &FingerprintBy,
+) -> Result<Scope, BuildError> {
+    let scope = scope.ok_or(BuildError::NoScope)?.map_err(BuildError::Identity)?;
+    identify.validate().map_err(BuildError::Identity)?;
+    fingerprint.validate().map_err(BuildError::Identity)?;
+    Ok(scope)
+}
+
+/// Refuses a time in which no handler ends.
+pub(crate) fn some_time(handler_timeout: Option<Duration>) -> Result<(), BuildError> {
+    if handler_timeout == Some(Duration::ZERO) {
+        let cure = "Set the time that a handler may take, or leave it out.";
+        return Err(BuildError::setting("handler_timeout", "zero would drop every handler.", cure));
+    }
+    Ok(())
 }
 
 /// Why an [`Once`] could not be built. Each says what to do.
@@ -302,6 +347,15 @@ pub enum BuildError {
 }
 
 impl BuildError {
+    /// Whether building the same again may succeed later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_retryable(),
+            Self::NoScope | Self::Identity(_) | Self::Setting { .. } | Self::Unsafe(_) | Self::Random(_) => false,
+        }
+    }
+
     pub(crate) fn setting(setting: &'static str, problem: impl Into<String>, cure: impl Into<String>) -> Self {
         Self::Setting { setting, problem: problem.into(), cure: cure.into() }
     }

@@ -11,6 +11,7 @@ use crate::store::StoreError;
 
 /// What handling a message came to. Closed: match on it, or ask [`may_commit`](Self::may_commit).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "says whether the message's offset may be committed"]
 pub enum Done<T, E> {
     /// Handled now, and remembered.
     Handled(T),
@@ -222,21 +223,27 @@ pub struct Commit {
     pub offset: i64,
 }
 
-/// What became of each message of a batch.
+/// What became of each message of a batch. `Why` says why one is not finished: [`HandleError`], or
+/// `TransactError` from `Once::transactional`.
 #[derive(Clone, Debug)]
-pub struct BatchDone<T, E: fmt::Debug + fmt::Display> {
-    pub(super) outcomes: Vec<Result<Done<T, E>, HandleError<E>>>,
-    pub(super) commits: Vec<Commit>,
+#[must_use = "says what may be committed, and what is not finished"]
+pub struct BatchDone<T, E: fmt::Debug + fmt::Display, Why = HandleError<E>> {
+    outcomes: Vec<Result<Done<T, E>, Why>>,
+    commits: Vec<Commit>,
 }
 
-impl<T, E: fmt::Debug + fmt::Display> BatchDone<T, E> {
+impl<T, E: fmt::Debug + fmt::Display, Why> BatchDone<T, E, Why> {
+    pub(crate) const fn new(outcomes: Vec<Result<Done<T, E>, Why>>, commits: Vec<Commit>) -> Self {
+        Self { outcomes, commits }
+    }
+
     /// What became of each message, in the order given.
-    pub fn outcomes(&self) -> &[Result<Done<T, E>, HandleError<E>>] {
+    pub fn outcomes(&self) -> &[Result<Done<T, E>, Why>] {
         &self.outcomes
     }
 
     /// What became of each message, in the order given.
-    pub fn into_outcomes(self) -> Vec<Result<Done<T, E>, HandleError<E>>> {
+    pub fn into_outcomes(self) -> Vec<Result<Done<T, E>, Why>> {
         self.outcomes
     }
 
@@ -262,12 +269,13 @@ impl<T, E: fmt::Debug + fmt::Display> BatchDone<T, E> {
     }
 }
 
-pub(super) fn finished<T, E: fmt::Debug + fmt::Display>(outcome: &Result<Done<T, E>, HandleError<E>>) -> bool {
+pub(crate) fn finished<T, E, Why>(outcome: &Result<Done<T, E>, Why>) -> bool {
     outcome.as_ref().is_ok_and(Done::may_commit)
 }
 
 /// What a shutdown left unsettled.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Unsettled {
     /// Messages that were handled and that the store does not know of: they will be handled again unless the store heard a
     /// call whose reply was lost.

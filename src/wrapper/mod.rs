@@ -40,9 +40,9 @@ use tokio::time::Instant;
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use batch::commits;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) use builder::judge;
 pub use builder::{BuildError, Findings, MIN_LEASE, Mode, OnConflict, OnceBuilder};
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use builder::{judge, scoped, setters, some_time};
 pub use claim::Claim;
 #[cfg_attr(not(any(feature = "postgres", feature = "mysql", feature = "sqlite")), allow(unused_imports))]
 pub(crate) use claim::{Hold, Slot};
@@ -52,6 +52,8 @@ pub(crate) use counts::Counters;
 pub use counts::Counts;
 #[cfg_attr(not(feature = "kafka"), allow(unused_imports))]
 pub(crate) use described::Described;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use done::finished;
 pub use done::{At, BatchDone, CallError, Commit, Done, HandleError, Stage, Unsettled};
 #[cfg(feature = "json")]
 pub use keep::AsJson;

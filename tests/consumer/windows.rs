@@ -4,10 +4,10 @@ use std::future::{Ready, ready};
 use std::time::Duration;
 
 use hapax::Retry;
-use hapax::consumer::{Failure, Handling, MemoryWindows, Message, Plain, Summary, plain};
+use hapax::consumer::{Handling, MemoryWindows, Message, Plain, Summary, plain};
 
 use crate::support::{Kafka, MockKafka, unique};
-use crate::world::{Counter, Effects, Member, committed, consumer, records};
+use crate::world::{Counter, Effects, Member, Refused, committed, consumer, records};
 
 /// Handles all that there is, loses the group's offsets, and goes on with another member when more has come.
 async fn round<H: Handling>(handling: impl Fn(Effects) -> H) -> (Effects, Summary) {
@@ -29,7 +29,7 @@ async fn round<H: Handling>(handling: impl Fn(Effects) -> H) -> (Effects, Summar
     (effects, summary)
 }
 
-fn noting(effects: Effects) -> Plain<impl Fn(Message) -> Ready<Result<(), Failure>> + Send + Sync + 'static> {
+fn noting(effects: Effects) -> Plain<impl Fn(Message) -> Ready<Result<(), Refused>> + Send + Sync + 'static> {
     plain(move |message: Message| {
         effects.note(&message);
         ready(Ok(()))
@@ -68,7 +68,7 @@ async fn what_fails_is_tried_again_and_counted() {
             let (effects, tries) = (effects.clone(), tries.clone());
             async move {
                 if message.offset() == 7 && tries.up() < 4 {
-                    return Err(Failure::from("not yet"));
+                    return Err(Refused::from("not yet"));
                 }
                 effects.note(&message);
                 Ok(())

@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hapax::consumer::{Consumer, ConsumerError, Failure, Handling, Message, Summary};
+use hapax::consumer::{Consumer, ConsumerError, Handling, Message, Summary};
 use rdkafka::ClientConfig;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Kafka, PATIENCE, Record, eventually};
+
+/// How a handler fails.
+pub type Refused = Box<dyn std::error::Error + Send + Sync>;
 
 /// What handlers did: topic, partition and offset of each message, in the order in which they did it.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +64,7 @@ impl Effects {
 pub fn plain<F, Fut>(handler: F) -> impl Handling
 where
     F: Fn(Message) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<(), Failure>> + Send + 'static,
+    Fut: Future<Output = Result<(), Refused>> + Send + 'static,
 {
     hapax::plain(handler)
 }

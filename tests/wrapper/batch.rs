@@ -52,7 +52,7 @@ async fn large_batches_are_claimed_in_parts() {
 async fn duplicates_conflicts_and_new_ones_go_together() {
     let (store, effects) = (Probe::new(), Effects::default());
     let once = builder(&store).on_conflict(OnConflict::Skip).keep_results(10).build().await.unwrap();
-    once.handle(&message("old"), async |_| Ok::<_, String>(1_u8)).await.unwrap();
+    let _ = once.handle(&message("old"), async |_| Ok::<_, String>(1_u8)).await.unwrap();
     let batch = [
         at("new", 0, 1),
         at("old", 0, 2),
@@ -179,7 +179,7 @@ async fn an_ordered_batch_ends_at_a_failure_and_gives_the_rest_back() {
     assert_eq!(done.commits(), [commit(0, 2)]);
     // Free for others at once, and not counted as tried.
     let other = builder(&store.other()).wait_in_flight(Duration::ZERO).build().await.unwrap();
-    other
+    let _ = other
         .handle(&messages[3], async |claim| {
             assert_eq!(claim.attempt(), 1);
             Ok::<_, String>(())
@@ -196,13 +196,14 @@ async fn a_message_in_other_hands_does_not_hold_up_the_batch() {
     let holder = tokio::spawn({
         let (message, effects) = (messages[1].clone(), effects.clone());
         async move {
-            one.handle(&message, async |_| {
-                tokio::time::sleep(LEASE).await;
-                effects.add("m1");
-                Ok::<_, String>(())
-            })
-            .await
-            .unwrap();
+            let _ = one
+                .handle(&message, async |_| {
+                    tokio::time::sleep(LEASE).await;
+                    effects.add("m1");
+                    Ok::<_, String>(())
+                })
+                .await
+                .unwrap();
         }
     });
     tokio::time::sleep(Duration::from_millis(1)).await;

@@ -107,10 +107,10 @@ async fn futures_are_send() {
         let _ = (&name, &message, claim.attempt());
         Ok::<_, String>(())
     };
-    is_send(once.handle(&message, handler)).await.unwrap();
+    let _ = is_send(once.handle(&message, handler)).await.unwrap();
     is_send(once.call("k", "v", async |_| Ok::<_, String>(name.clone()))).await.unwrap();
     let messages = [message.clone()];
-    is_send(once.handle_batch(&messages, async |message, claim| {
+    let _ = is_send(once.handle_batch(&messages, async |message, claim| {
         tokio::task::yield_now().await;
         let _ = (message, claim, &name);
         Ok::<_, String>(())

@@ -254,7 +254,7 @@ async fn f24_the_same_id_with_another_payload_is_a_conflict_even_while_it_is_han
         assert!(matches!(error, HandleError::Conflict { .. }), "{error:?}");
         Ok::<_, String>(())
     });
-    done.await.unwrap();
+    let _ = done.await.unwrap();
     let error = handled(&one, &effects, &other).await.unwrap_err();
     assert!(matches!(error, HandleError::Conflict { .. }), "{error:?}");
     assert_eq!((effects.count(), one.counts().conflicts), (0, 1));
@@ -274,7 +274,7 @@ async fn f30_many_members_and_tasks_at_one_message_run_it_once() {
             let (member, effects) = (member.clone(), effects.clone());
             tasks.push(tokio::spawn(async move {
                 for id in ["a", "b", "c"] {
-                    member
+                    let _ = member
                         .handle(&message(id), async |_| {
                             tokio::time::sleep(Duration::from_millis(50)).await;
                             effects.add(id);
@@ -482,7 +482,7 @@ async fn f45_two_groups_in_one_store_both_handle_every_message() {
             continue;
         };
         for _ in 0..2 {
-            handled(&once, &effects, &message("x")).await.unwrap();
+            let _ = handled(&once, &effects, &message("x")).await.unwrap();
         }
     }
     assert_eq!((effects.count(), store.records().len()), (3, 3));

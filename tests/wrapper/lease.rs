@@ -37,7 +37,7 @@ async fn taken_over(store: &Probe, finish: bool) {
     });
     claimed.notified().await;
     if finish {
-        task.await.unwrap().unwrap();
+        let _ = task.await.unwrap().unwrap();
     }
     store.down(false);
 }
@@ -67,12 +67,13 @@ async fn quick_handlers_cost_no_renewal() {
     let store = Probe::new();
     let once = once(&store).await;
     for i in 0..1000 {
-        once.handle(&message(&i.to_string()), async |_| {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            Ok::<_, String>(())
-        })
-        .await
-        .unwrap();
+        let _ = once
+            .handle(&message(&i.to_string()), async |_| {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                Ok::<_, String>(())
+            })
+            .await
+            .unwrap();
     }
     assert_eq!(store.calls(Op::Extend).len(), 0);
 }
@@ -85,12 +86,13 @@ async fn all_that_is_held_is_renewed_in_one_call() {
         .map(|i| {
             let once = once.clone();
             tokio::spawn(async move {
-                once.handle(&message(&i.to_string()), async |_| {
-                    tokio::time::sleep(LEASE * 2).await;
-                    Ok::<_, String>(())
-                })
-                .await
-                .unwrap();
+                let _ = once
+                    .handle(&message(&i.to_string()), async |_| {
+                        tokio::time::sleep(LEASE * 2).await;
+                        Ok::<_, String>(())
+                    })
+                    .await
+                    .unwrap();
             })
         })
         .collect();
@@ -222,14 +224,15 @@ async fn a_renewal_that_hangs_is_told_to_the_handler_in_time() {
     for nth in 1..10 {
         store.fail(Op::Extend, nth, Fault::Hang);
     }
-    once.handle(&message("a"), async |claim| {
-        let began = tokio::time::Instant::now();
-        claim.lost().await;
-        assert!(began.elapsed() >= LEASE && began.elapsed() < LEASE * 5 / 4, "{:?}", began.elapsed());
-        Ok::<_, String>(())
-    })
-    .await
-    .unwrap();
+    let _ = once
+        .handle(&message("a"), async |claim| {
+            let began = tokio::time::Instant::now();
+            claim.lost().await;
+            assert!(began.elapsed() >= LEASE && began.elapsed() < LEASE * 5 / 4, "{:?}", began.elapsed());
+            Ok::<_, String>(())
+        })
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,13 +241,14 @@ async fn one_failed_renewal_loses_nothing() {
     let once = once(&store).await;
     store.fail(Op::Extend, 1, Fault::Before);
     store.fail(Op::Extend, 3, Fault::After);
-    once.handle(&message("a"), async |claim| {
-        tokio::time::sleep(LEASE * 5).await;
-        assert!(!claim.is_lost());
-        Ok::<_, String>(())
-    })
-    .await
-    .unwrap();
+    let _ = once
+        .handle(&message("a"), async |claim| {
+            tokio::time::sleep(LEASE * 5).await;
+            assert!(!claim.is_lost());
+            Ok::<_, String>(())
+        })
+        .await
+        .unwrap();
     assert_eq!((once.counts().lost, once.counts().late), (0, 0));
 }
 
@@ -252,7 +256,7 @@ async fn one_failed_renewal_loses_nothing() {
 async fn the_background_task_ends_with_the_wrapper() {
     let store = Probe::new();
     let once: Once = once(&store).await;
-    once.handle(&at("a", 0, 0), async |_| Ok::<_, String>(())).await.unwrap();
+    let _ = once.handle(&at("a", 0, 0), async |_| Ok::<_, String>(())).await.unwrap();
     let metrics = tokio::runtime::Handle::current().metrics();
     assert_eq!(metrics.num_alive_tasks(), 1);
     drop(once);

@@ -42,9 +42,9 @@ async fn a_new_message_is_handled_and_its_copies_are_duplicates() {
 async fn a_new_message_costs_two_calls_and_a_duplicate_one() {
     let (store, effects) = (Probe::new(), Effects::default());
     let once = once(&store).await;
-    handled(&once, &effects, &message("a")).await;
+    let _ = handled(&once, &effects, &message("a")).await;
     assert_eq!(store.all_calls(), [(Op::Claim, 1), (Op::Settle, 1)]);
-    handled(&once, &effects, &message("a")).await;
+    let _ = handled(&once, &effects, &message("a")).await;
     assert_eq!(store.all_calls().len(), 3);
 }
 
@@ -69,7 +69,7 @@ async fn results_are_not_kept_unless_asked_for() {
     let store = Probe::new();
     let once = once(&store).await;
     for _ in 0..2 {
-        once.handle(&message("a"), async |_| Ok::<_, String>(String::from("x"))).await.unwrap();
+        let _ = once.handle(&message("a"), async |_| Ok::<_, String>(String::from("x"))).await.unwrap();
     }
     assert_eq!(store.record("a").unwrap().result, None);
 }
@@ -81,12 +81,13 @@ async fn the_handler_sees_attempt_fence_and_a_stable_key() {
     let once = builder(&store).retry(retry).build().await.unwrap();
     let mut seen = Vec::new();
     let seen = std::sync::Mutex::new(&mut seen);
-    once.handle(&message("a"), async |claim| {
-        seen.lock().unwrap().push((claim.attempt(), claim.fence(), claim.idempotency_key(), claim.took_over()));
-        if claim.attempt() < 3 { Err("again") } else { Ok(()) }
-    })
-    .await
-    .unwrap();
+    let _ = once
+        .handle(&message("a"), async |claim| {
+            seen.lock().unwrap().push((claim.attempt(), claim.fence(), claim.idempotency_key(), claim.took_over()));
+            if claim.attempt() < 3 { Err("again") } else { Ok(()) }
+        })
+        .await
+        .unwrap();
     let seen = seen.into_inner().unwrap();
     let key = seen[0].2.clone();
     assert_eq!(key.len(), 32);
@@ -94,12 +95,13 @@ async fn the_handler_sees_attempt_fence_and_a_stable_key() {
     assert_eq!(*seen, expected);
     let mut other = String::new();
     let other_seen = std::sync::Mutex::new(&mut other);
-    once.handle(&message("b"), async |claim| {
-        **other_seen.lock().unwrap() = claim.idempotency_key();
-        Ok::<_, String>(())
-    })
-    .await
-    .unwrap();
+    let _ = once
+        .handle(&message("b"), async |claim| {
+            **other_seen.lock().unwrap() = claim.idempotency_key();
+            Ok::<_, String>(())
+        })
+        .await
+        .unwrap();
     assert_ne!(other, key);
 }
 
@@ -419,19 +421,20 @@ async fn a_slow_claim_counts_its_lease_from_when_it_was_asked_for() {
     let store = Probe::new();
     let once = once(&store).await;
     store.fail(Op::Claim, 1, crate::probe::Fault::Slow(5000));
-    once.handle(&message("a"), async |claim| {
-        assert!(claim.remaining() <= LEASE - Duration::from_secs(5), "{:?}", claim.remaining());
-        Ok::<_, String>(())
-    })
-    .await
-    .unwrap();
+    let _ = once
+        .handle(&message("a"), async |claim| {
+            assert!(claim.remaining() <= LEASE - Duration::from_secs(5), "{:?}", claim.remaining());
+            Ok::<_, String>(())
+        })
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn topics_are_told_apart_and_so_are_fingerprints_if_asked() {
     let (store, effects) = (Probe::new(), Effects::default());
     let once = builder(&store).fingerprint(FingerprintBy::nothing()).build().await.unwrap();
-    handled(&once, &effects, &message("a")).await;
+    let _ = handled(&once, &effects, &message("a")).await;
     let elsewhere = Parts::new("u").payload("a").header("id", "a");
     assert_eq!(handled(&once, &effects, &elsewhere).await, Done::Handled(()));
     let other_body = Parts::new("t").payload("other").header("id", "a");
@@ -444,7 +447,7 @@ async fn by_default_the_position_tells_messages_apart() {
     let (store, effects) = (Probe::new(), Effects::default());
     let once = Once::builder(store).scope("g", "h").build().await.unwrap();
     for message in [at("a", 0, 1), at("a", 0, 2), at("a", 1, 1), at("a", 0, 1)] {
-        handled(&once, &effects, &message).await;
+        let _ = handled(&once, &effects, &message).await;
     }
     assert_eq!((effects.count(), once.counts().duplicates), (3, 1));
 }
@@ -455,7 +458,7 @@ async fn conflicts_follow_their_policy() {
     for policy in [OnConflict::Stop, OnConflict::Skip, OnConflict::Handle] {
         let (store, effects) = (Probe::new(), Effects::default());
         let once = builder(&store).on_conflict(policy).build().await.unwrap();
-        handled(&once, &effects, &first).await;
+        let _ = handled(&once, &effects, &first).await;
         let done = once.handle(&second, async |claim| {
             effects.add("conflict");
             if claim.attempt() == 1 { Err("again") } else { Ok(()) }

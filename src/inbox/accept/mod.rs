@@ -40,6 +40,7 @@ use crate::message::MessageView;
 
 /// What happens to a message whose payload is larger than those that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Oversize {
     /// It is refused: given up to the dead letter, or the consumer stops; in a loop of your own, [`AcceptError::TooLarge`]. So is one that is larger than the database
     /// takes at once: [`AcceptError::NoRoom`].

@@ -248,13 +248,12 @@ async fn what_another_member_handles_is_waited_for_and_holds_nobody_else() {
     let holder = tokio::spawn({
         let effects = effects.clone();
         async move {
-            one.handle(&at("m1", 0, 1), async |_| {
+            let slow = async |_| {
                 tokio::time::sleep(20 * LEASE).await;
                 effects.add("m1");
                 Ok::<_, String>(())
-            })
-            .await
-            .unwrap();
+            };
+            assert!(one.handle(&at("m1", 0, 1), slow).await.unwrap().may_commit());
         }
     });
     tokio::time::sleep(Duration::from_millis(1)).await;
