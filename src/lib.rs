@@ -30,7 +30,7 @@
 //! - Around a loop of your own: [`Once::handle`], [`Once::handle_batch`]. rdkafka's borrowed and owned messages are
 //!   [`MessageView`](message::MessageView)s.
 //! - Without Kafka: [`Once::call`], for an interface that has to be idempotent.
-//! - With the consumer of this crate: `Consumer` runs [`Once::each`] (feature `kafka`).
+//! - With the consumer of this crate (feature `kafka`): [`Consumer`] runs [`Once::each`], or a [`plain()`] handler with or without windows.
 //! - In the transactions of your own SQL database: `Once::transactional`, around any loop or in the consumer.
 //! - Stored first and worked later: `Inbox`, a table in that database, with workers, history and an operator's hand.
 //!
@@ -41,7 +41,7 @@
 //! | level | how | an effect may repeat after |
 //! |---|---|---|
 //! | L0 | claim in Redis or memory | a lease that ran out; a crash between effect and settle; a failover, restart or eviction that forgot a claim |
-//! | L1 | claim in a SQL store, or a run of the inbox; effect elsewhere | a lease that ran out; a crash between effect and settle |
+//! | L1 | claim in a SQL store, a window of each partition there, or a run of the inbox; effect elsewhere | a lease that ran out; a crash between effect and settle |
 //! | L2 | effect and memory in one SQL transaction: `Once::transactional`, or out of the `Inbox` | nothing, in that database |
 //! | L3 | any, and [`Claim::idempotency_key`] handed to a resource that honours it | nothing, at that resource |
 //!
