@@ -51,6 +51,11 @@ impl Held {
     pub fn taken(&self) -> impl Iterator<Item = (i64, u32, u32)> {
         self.0.taken.iter().map(|taken| (taken.id, taken.generation, taken.attempt))
     }
+
+    /// Their payloads, as handlers get them.
+    pub fn payloads(&self) -> impl Iterator<Item = Option<&[u8]>> {
+        self.0.taken.iter().map(|taken| taken.message.payload())
+    }
 }
 
 type Done<T> = Result<T, String>;

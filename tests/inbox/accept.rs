@@ -79,7 +79,7 @@ async fn what_was_produced_again_is_a_duplicate<DB>() {
 }
 
 everywhere! {
-async fn conflicts_go_as_the_policy_says<DB>() {
+async fn f24_conflicts_go_as_the_policy_says<DB>() {
     let world = World::<DB>::new().await;
     let clash = |offset| message(1, "k", 1, offset).payload("something else");
     let stop = world.inbox().await;
@@ -106,7 +106,7 @@ async fn conflicts_go_as_the_policy_says<DB>() {
 }
 
 everywhere! {
-async fn what_cannot_be_taken_in_is_said<DB>() {
+async fn f29_what_cannot_be_taken_in_is_said<DB>() {
     let world = World::<DB>::new().await;
     let inbox = world.builder().largest_payload(10, Oversize::Reject).build().await.unwrap();
     let plain = |offset| Parts::new("orders").at(0, offset).timestamp(1_700_000_000_000).payload("x");
@@ -230,7 +230,7 @@ async fn scopes_share_tables_and_nothing_else<DB>() {
 }
 
 everywhere! {
-async fn wide_messages_come_back_as_they_went<DB>() {
+async fn f29_wide_messages_come_back_as_they_went<DB>() {
     let world = World::<DB>::new().await;
     let inbox = world.inbox().await;
     let bytes: Vec<u8> = (0..=255).collect();
@@ -259,5 +259,35 @@ async fn positions_are_identities_too<DB>() {
     assert!(matches!(ended.outcomes[1], Ok(Accepted::Duplicate(_))));
     new_id(&ended.outcomes[2]);
     assert_eq!(world.count("", "1 = 1").await, 3);
+}
+}
+
+everywhere! {
+/// Identities that say nothing are nobody's; odd ones are told apart, however alike they look.
+async fn f29_odd_identities_are_refused_or_told_apart<DB>() {
+    let world = World::<DB>::new().await;
+    let inbox = world.inbox().await;
+    let at = |offset| Parts::new("orders").at(0, offset).payload("x");
+    let empty = [at(0).header("id", ""), at(1).null_header("id"), at(2).header("other", "7"), at(3).header("id", vec![b'x'; 100_000])];
+    let ended = inbox.accept_batch(&empty).await;
+    assert!(ended.outcomes.iter().all(|outcome| matches!(outcome, Err(AcceptError::Identity { .. }))), "{ended:?}");
+    assert!(ended.commits.is_empty());
+    let odd: [&[u8]; 12] = [b"a", b"A", b"a ", b"a\0", b"\0", b"\0\0", b"\xff", b"\xff\xfe", "\u{e9}".as_bytes(), "e\u{301}".as_bytes(), b"'; --", b"%s"];
+    let batch: Vec<_> = odd.iter().zip(0..).map(|(id, offset)| Parts::new("odd").at(0, offset).payload("x").header("id", *id)).collect();
+    let ended = inbox.accept_batch(&batch).await;
+    let ids: std::collections::BTreeSet<_> = ended.outcomes.iter().map(new_id).collect();
+    assert_eq!(ids.len(), odd.len());
+    let again: Vec<_> = batch.iter().zip(0..).map(|(message, offset)| message.clone().at(1, offset)).collect();
+    let ended = inbox.accept_batch(&again).await;
+    for (outcome, id) in ended.outcomes.iter().zip(&ids) {
+        assert!(matches!(outcome, Ok(Accepted::Duplicate(of)) if of == id), "{outcome:?}");
+    }
+    // Keys alike: an empty one is a key, and none is not.
+    let keyed = [Parts::new("keys").at(0, 0).header("id", "k0").key(""), Parts::new("keys").at(0, 1).header("id", "k1"),
+        Parts::new("keys").at(0, 2).header("id", "k2").key("\0"), Parts::new("keys").at(1, 0).header("id", "k3").key(""),
+        Parts::new("keys").at(1, 1).header("id", "k4")];
+    assert!(inbox.accept_batch(&keyed).await.outcomes.iter().all(Result::is_ok));
+    let lanes = format!("SELECT COUNT(DISTINCT lane) FROM {} WHERE topic = 'keys'", world.table(""));
+    assert_eq!(DB::number(&mut world.session().await, &lanes).await.unwrap(), 4, "one key, none in either partition, another key");
 }
 }

@@ -9,7 +9,7 @@ use hapax::message::Parts;
 
 use crate::base::{Base, Site, everywhere, everywhere_served};
 use crate::support::{PATIENCE, Relay, eventually};
-use crate::world::{World, message};
+use crate::world::{World, is_commit, message};
 
 fn batch(from: i64, to: i64, partition: i32) -> Vec<Parts> {
     (from..to).map(|id| message(id, &format!("k{}", id % 5), partition, id)).collect()
@@ -18,20 +18,14 @@ fn batch(from: i64, to: i64, partition: i32) -> Vec<Parts> {
 /// Each of these is there once, each with its work, and nothing else is.
 async fn judge<DB: Base>(world: &World<DB>, ids: impl Iterator<Item = i64>) {
     let wanted: Vec<i64> = ids.collect();
-    let mut conn = world.session().await;
     let (messages, open) = (world.table(""), world.table("_open"));
     let found =
-        DB::numbers(&mut conn, &format!("SELECT stamp - 1700000000000 AS n FROM {messages} ORDER BY n")).await.unwrap();
+        world.numbers(&format!("SELECT stamp - 1700000000000 AS n FROM {messages} ORDER BY n")).await;
     assert_eq!(found, wanted, "{}: lost or doubled", DB::KIND);
     let text =
         format!("SELECT m.stamp - 1700000000000 AS n FROM {messages} AS m JOIN {open} AS o ON o.id = m.id ORDER BY n");
-    assert_eq!(DB::numbers(&mut conn, &text).await.unwrap(), wanted, "{}: without work", DB::KIND);
+    assert_eq!(world.numbers(&text).await, wanted, "{}: without work", DB::KIND);
     assert_eq!(world.count("_open", "1 = 1").await, i64::try_from(wanted.len()).unwrap(), "{}", DB::KIND);
-}
-
-/// The bytes of a commit, as clients send them.
-fn is_commit(bytes: &[u8]) -> bool {
-    bytes.ends_with(b"COMMIT") || bytes.ends_with(b"COMMIT\0")
 }
 
 async fn lost<DB: Base>(committed: bool) {
@@ -115,7 +109,7 @@ async fn f02_a_process_that_stops_in_the_middle_leaves_nothing_half_done<DB>() {
 }
 
 everywhere! {
-async fn f24_the_same_identities_at_once_from_many_partitions_are_one_message_each<DB>() {
+async fn f33_the_same_identities_at_once_from_many_partitions_are_one_message_each<DB>() {
     let world = World::<DB>::sized(10).await;
     let inboxes = join_all((0..4).map(async |_| world.inbox().await)).await;
     let runs = inboxes.iter().zip(0..).map(async |(inbox, partition)| {
@@ -183,7 +177,7 @@ async fn f34_what_somebody_holds_is_waited_for<DB>() {
 }
 
 everywhere_served! {
-async fn f33_a_database_that_is_away_is_waited_for<DB>() {
+async fn f06_a_database_that_is_away_is_waited_for<DB>() {
     let mut world = World::<DB>::new().await;
     let relay = Relay::start(&world.site.url);
     world.pool = DB::pool(&Site::at(relay.url(&world.site.url)), 4).await;

@@ -12,12 +12,16 @@ mod accept_consumer;
 mod accept_faults;
 #[path = "../transaction/base.rs"]
 mod base;
+mod cut;
+mod model;
 mod operate;
 mod operate_desk;
 mod operate_look;
 mod operate_many;
+mod pick_up;
 mod retention;
 mod schema;
+mod stopped;
 mod work;
 mod work_faults;
 mod work_killed;

@@ -12,7 +12,7 @@ const DEAD: i64 = 1_700_000_000_000;
 const LATER: i64 = 9_000_000_000_000;
 
 everywhere! {
-    async fn a_replay_is_a_new_generation_of_what_is_over<DB>() {
+    async fn f38_a_replay_is_a_new_generation_of_what_is_over<DB>() {
         let mut desk = Desk::<DB>::new().await;
         desk.accept(1..21).await;
         desk.succeed(&[1, 2, 3, 4, 5, 6], 0).await;

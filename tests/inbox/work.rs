@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hapax::inbox::{Message, Order, WorkSummary, Worker};
+use hapax::inbox::{Class, Message, Order, WorkSummary, Worker};
 use hapax::{Inbox, Retry, Unavailable};
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +39,7 @@ impl<DB: Base> Shop<DB> {
             _ => "INTEGER PRIMARY KEY AUTOINCREMENT",
         };
         let text = format!("CREATE TABLE {effects} (number {number}, message BIGINT NOT NULL)");
-        DB::run(&mut world.session().await, &text).await.unwrap();
+        world.run(&text).await;
         Self { world, inbox, effects }
     }
 
@@ -74,7 +74,7 @@ impl<DB: Base> Shop<DB> {
     /// What was done, in order.
     pub async fn history(&self) -> Vec<i64> {
         let text = format!("SELECT message FROM {} ORDER BY number", self.effects);
-        DB::numbers(&mut self.world.session().await, &text).await.unwrap()
+        self.world.numbers(&text).await
     }
 
     /// Effects of one key are in the order of its messages.
@@ -164,28 +164,83 @@ everywhere! {
     }
 }
 
+/// What a message's handler does, after its effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Does {
+    /// Fails in so many attempts.
+    Fails(u32),
+    Gives,
+    Panics,
+    /// Hangs, the first time.
+    Hangs,
+    /// Ends the transaction with this; instead of an effect.
+    Ends(&'static str),
+}
+
+/// Messages of whose handlers some do something else than their effect, and what comes of it.
+struct Case {
+    keys: i64,
+    does: &'static [(i64, Does)],
+    dead: &'static [i64],
+    /// Attempts that did not succeed, by class.
+    classes: &'static [(Class, i64)],
+}
+
+const CASES: [Case; 6] = [
+    // By itself: tried as often as it may be.
+    Case { keys: 60, does: &[(13, Does::Fails(3))], dead: &[13], classes: &[(Class::Retryable, 3)] },
+    // Its key waits for it while it may be tried again, and no longer.
+    Case { keys: 4, does: &[(9, Does::Fails(2)), (21, Does::Fails(3))], dead: &[21], classes: &[(Class::Retryable, 5)] },
+    Case { keys: 2, does: &[(4, Does::Gives)], dead: &[4], classes: &[(Class::Fatal, 1)] },
+    // The transaction is gone with them: the others are run again without them.
+    Case { keys: 3, does: &[(7, Does::Panics), (11, Does::Hangs)], dead: &[7], classes: &[(Class::Panic, 3), (Class::Timeout, 1)] },
+    // Those before it in its transaction were committed with it, and are not run again; or were rolled back, and are.
+    Case { keys: 60, does: &[(8, Does::Ends("COMMIT"))], dead: &[8], classes: &[(Class::Fatal, 1)] },
+    Case { keys: 60, does: &[(8, Does::Ends("ROLLBACK"))], dead: &[8], classes: &[(Class::Fatal, 1)] },
+];
+
+async fn comes_to<DB: Base>(case: &'static Case) {
+    const MESSAGES: i64 = 30;
+    let shop = Shop::<DB>::open().await;
+    shop.stock(0, MESSAGES, case.keys).await;
+    let effects = shop.effects.clone();
+    let hangs = case.does.iter().any(|(_, does)| *does == Does::Hangs);
+    let mut worker = shop.worker().await.order(Order::Key).lease(Duration::from_secs(30));
+    if hangs {
+        worker = worker.handler_timeout(Duration::from_secs(4));
+    }
+    let summary = shop
+        .work(worker, async move |m: Message, tx: &mut DB::Connection| {
+            let does = case.does.iter().find(|(id, _)| *id == id_of(&m)).map(|(_, does)| *does);
+            if let Some(Does::Ends(how)) = does {
+                return DB::run(tx, how).await.map(drop).map_err(Boxed::from);
+            }
+            DB::effect(tx, &effects, id_of(&m)).await?;
+            match does {
+                Some(Does::Fails(times)) if m.attempt() <= times => Err("unlucky".into()),
+                Some(Does::Gives) => Err(hapax::Fatal::new("never").into()),
+                Some(Does::Panics) => panic!("poison"),
+                Some(Does::Hangs) if m.attempt() == 1 => std::future::pending().await,
+                _ => Ok(()),
+            }
+        })
+        .await;
+    shop.judge((0..MESSAGES).filter(|id| !case.dead.contains(id))).await;
+    shop.judge_order(case.keys).await;
+    let failed = case.classes.iter().map(|(_, attempts)| attempts).sum::<i64>();
+    let counted = [summary.succeeded, summary.failed, summary.dead, summary.lost].map(u64::cast_signed);
+    let dead = case.dead.len() as i64;
+    assert_eq!(counted, [MESSAGES - dead, failed, dead, 0], "{:?}: {summary}", case.does);
+    for (class, attempts) in case.classes {
+        assert_eq!(shop.world.count("_attempts", &format!("class = {}", class.code())).await, *attempts, "{:?}", case.does);
+    }
+    assert_eq!(shop.world.count("_attempts", "1 = 1").await, failed, "{:?}", case.does);
+    assert_eq!(shop.world.count("_open", "lot = 2").await, dead, "{:?}", case.does);
+}
+
 everywhere! {
-    async fn f42_the_kth_of_n_fails_and_the_rest_commits<DB>() {
-        let shop = Shop::<DB>::open().await;
-        shop.stock(0, 60, 60).await;
-        let (effects, calls) = (shop.effects.clone(), Arc::new(AtomicUsize::new(0)));
-        let counted = Arc::clone(&calls);
-        let summary = shop
-            .work(shop.worker().await, async move |m: Message, tx: &mut DB::Connection| {
-                DB::effect(tx, &effects, id_of(&m)).await?;
-                if id_of(&m) == 13 {
-                    counted.fetch_add(1, Ordering::SeqCst);
-                    assert_eq!(usize::try_from(m.attempt()).unwrap(), counted.load(Ordering::SeqCst));
-                    return Err("unlucky".into());
-                }
-                Ok(())
-            })
-            .await;
-        shop.judge((0..60).filter(|id| *id != 13)).await;
-        assert_eq!(calls.load(Ordering::SeqCst), 3, "as often as it may be tried");
-        assert_eq!((summary.succeeded, summary.failed, summary.dead), (59, 3, 1), "{summary}");
-        assert_eq!(shop.world.count("_open", "lot = 2 AND attempts = 3").await, 1);
-        assert_eq!(shop.world.count("_attempts", "1 = 1").await, 3);
+    async fn f36_f42_whatever_one_handler_does_the_others_have_one_effect<DB>() {
+        join_all(CASES.iter().map(comes_to::<DB>)).await;
     }
 }
 
@@ -211,90 +266,6 @@ everywhere! {
         let at = |id: i64| history.iter().position(|own| *own == id).unwrap();
         assert!(at(9) > at(38), "other keys did not wait: {history:?}");
         assert_eq!((summary.failed, summary.dead), (2, 0), "{summary}");
-    }
-}
-
-everywhere! {
-    async fn a_dead_message_holds_its_key_back_no_longer<DB>() {
-        let shop = Shop::<DB>::open().await;
-        shop.stock(0, 12, 2).await;
-        let effects = shop.effects.clone();
-        let summary = shop
-            .work(shop.worker().await.order(Order::Key), async move |m: Message, tx: &mut DB::Connection| {
-                if id_of(&m) == 4 {
-                    return Err(hapax::Fatal::new("never").into());
-                }
-                Ok(DB::effect(tx, &effects, id_of(&m)).await?)
-            })
-            .await;
-        shop.judge((0..12).filter(|id| *id != 4)).await;
-        shop.judge_order(2).await;
-        assert_eq!((summary.failed, summary.dead, shop.world.count("_attempts", "attempt = 1").await), (1, 1, 1));
-    }
-}
-
-everywhere! {
-    async fn f36_a_panic_and_a_handler_that_hangs_take_no_other_message_with_them<DB>() {
-        let shop = Shop::<DB>::open().await;
-        shop.stock(0, 30, 3).await;
-        let effects = shop.effects.clone();
-        let worker = shop.worker().await.order(Order::Key).handler_timeout(Duration::from_secs(5)).lease(Duration::from_secs(30));
-        let summary = shop
-            .work(worker, async move |m: Message, tx: &mut DB::Connection| {
-                DB::effect(tx, &effects, id_of(&m)).await?;
-                match (id_of(&m), m.attempt()) {
-                    (7, _) => panic!("poison"),
-                    (11, 1) => std::future::pending::<()>().await,
-                    _ => {}
-                }
-                Ok(())
-            })
-            .await;
-        shop.judge((0..30).filter(|id| *id != 7)).await;
-        shop.judge_order(3).await;
-        assert_eq!((summary.failed, summary.dead, summary.lost), (4, 1, 0), "{summary}");
-        let classes = format!("SELECT class FROM {} ORDER BY class, attempt", shop.world.table("_attempts"));
-        assert_eq!(DB::number(&mut shop.world.session().await, &format!("SELECT COUNT(*) FROM {} WHERE class = 4", shop.world.table("_attempts"))).await.unwrap(), 3, "{classes}");
-        assert_eq!(shop.world.count("_attempts", "class = 5").await, 1);
-    }
-}
-
-everywhere! {
-    async fn a_handler_that_commits_by_itself_is_dead_and_doubles_nobody<DB>() {
-        let shop = Shop::<DB>::open().await;
-        shop.stock(0, 20, 20).await;
-        let effects = shop.effects.clone();
-        let summary = shop
-            .work(shop.worker().await.batch_size(20), async move |m: Message, tx: &mut DB::Connection| {
-                if id_of(&m) == 8 {
-                    DB::run(tx, "COMMIT").await?;
-                    return Ok(());
-                }
-                Ok(DB::effect(tx, &effects, id_of(&m)).await?)
-            })
-            .await;
-        // Those before it in its transaction were committed with it, and are not run again.
-        shop.judge((0..20).filter(|id| *id != 8)).await;
-        assert_eq!((summary.succeeded, summary.dead), (19, 1), "{summary}");
-    }
-}
-
-everywhere! {
-    async fn a_handler_that_rolls_back_by_itself_loses_nobody<DB>() {
-        let shop = Shop::<DB>::open().await;
-        shop.stock(0, 20, 20).await;
-        let effects = shop.effects.clone();
-        let summary = shop
-            .work(shop.worker().await.batch_size(20), async move |m: Message, tx: &mut DB::Connection| {
-                if id_of(&m) == 8 {
-                    DB::run(tx, "ROLLBACK").await?;
-                    return Ok(());
-                }
-                Ok(DB::effect(tx, &effects, id_of(&m)).await?)
-            })
-            .await;
-        shop.judge((0..20).filter(|id| *id != 8)).await;
-        assert_eq!((summary.succeeded, summary.dead), (19, 1), "{summary}");
     }
 }
 

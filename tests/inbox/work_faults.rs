@@ -5,20 +5,15 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hapax::Retry;
+use hapax::{Claim, Retry};
 use hapax::inbox::{Message, Order, WorkSummary};
 use sqlx::{MySql, Postgres};
 use tokio_util::sync::CancellationToken;
 
 use crate::base::{Base, Site, everywhere, everywhere_served, id_of};
 use crate::support::{PATIENCE, Relay, ThrowawayMariadb, ThrowawayPostgres, eventually, unique};
-use crate::work::{Boxed, Shop};
-use crate::world::World;
-
-/// The bytes of a commit, as clients send them.
-fn is_commit(bytes: &[u8]) -> bool {
-    bytes.ends_with(b"COMMIT") || bytes.ends_with(b"COMMIT\0")
-}
+use crate::work::{Boxed, Shop, tuned};
+use crate::world::{World, is_commit};
 
 everywhere_served! {
     async fn f07_commits_whose_reply_is_lost_are_looked_up<DB>() {
@@ -49,6 +44,116 @@ everywhere_served! {
         shop.judge(0..240).await;
         shop.judge_order(8).await;
         assert_eq!(summary.dead, 0, "{summary}");
+    }
+}
+
+/// A database that cannot be asked: its connections are cut and refused; or, where there is no server, somebody writes and does not stop.
+enum Away<DB: Base> {
+    Relayed(Relay),
+    Locked(DB::Connection),
+}
+
+impl<DB: Base> Away<DB> {
+    /// With an inbox that feels it.
+    async fn new(shop: &Shop<DB>) -> (Self, hapax::Inbox<DB>) {
+        if DB::KIND == "sqlite" {
+            return (Self::Locked(shop.world.session().await), shop.world.inbox().await);
+        }
+        let relay = Relay::start(&shop.world.site.url);
+        let pool = DB::pool(&Site::at(relay.url(&shop.world.site.url)), 6).await;
+        let inbox = shop.world.builder_over(&pool).build().await.unwrap();
+        (Self::Relayed(relay), inbox)
+    }
+
+    async fn down(&mut self) {
+        match self {
+            Self::Relayed(relay) => relay.down(),
+            Self::Locked(conn) => _ = DB::run(conn, "BEGIN IMMEDIATE").await.unwrap(),
+        }
+    }
+
+    async fn restore(&mut self) {
+        match self {
+            Self::Relayed(relay) => relay.restore(),
+            Self::Locked(conn) => _ = DB::run(conn, "COMMIT").await.unwrap(),
+        }
+    }
+}
+
+everywhere! {
+    /// Nothing is handled that is not known to be this worker's.
+    async fn f06_where_nothing_can_be_taken_no_handler_runs<DB>() {
+        let shop = Shop::<DB>::open().await;
+        let (mut away, inbox) = Away::new(&shop).await;
+        let called: Arc<Mutex<Vec<i64>>> = Arc::default();
+        let calls = Arc::clone(&called);
+        let handler = move |m: Message, _: Claim| {
+            calls.lock().unwrap().push(id_of(&m));
+            async { Ok::<_, Boxed>(()) }
+        };
+        let shutdown = CancellationToken::new();
+        let run = tokio::spawn(tuned(inbox.worker()).run_outside(handler, shutdown.clone()));
+        shop.stock(0, 5, 5).await;
+        eventually(PATIENCE, "it works", async || called.lock().unwrap().len() == 5).await;
+        shop.done().await;
+        shop.stock(5, 6, 5).await;
+        shop.done().await;
+        away.down().await;
+        // Where somebody writes for ever, nobody can bring anything either.
+        if DB::KIND != "sqlite" {
+            shop.stock(6, 20, 5).await;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(called.lock().unwrap().len(), 6, "called without having taken");
+        away.restore().await;
+        if DB::KIND == "sqlite" {
+            shop.stock(6, 20, 5).await;
+        }
+        shop.done().await;
+        shutdown.cancel();
+        let summary = run.await.unwrap().unwrap();
+        let mut called = called.lock().unwrap().clone();
+        called.sort_unstable();
+        assert_eq!(called, (0..20).collect::<Vec<_>>());
+        assert_eq!((summary.succeeded, summary.failed, summary.lost, summary.unsettled), (20, 0, 0, 0), "{summary}");
+    }
+}
+
+everywhere! {
+    /// What happened elsewhere is told when there is somebody to tell, and not done again.
+    async fn f05_ends_that_cannot_be_written_are_written_later<DB>() {
+        let shop = Shop::<DB>::open().await;
+        shop.stock(0, 12, 3).await;
+        let (mut away, inbox) = Away::new(&shop).await;
+        let called: Arc<Mutex<Vec<i64>>> = Arc::default();
+        let (calls, gate) = (Arc::clone(&called), Arc::new(tokio::sync::Semaphore::new(0)));
+        let open = Arc::clone(&gate);
+        let handler = move |m: Message, _: Claim| {
+            calls.lock().unwrap().push(id_of(&m));
+            let gate = Arc::clone(&gate);
+            async move {
+                let _passed = gate.acquire().await;
+                Ok::<_, Boxed>(())
+            }
+        };
+        let shutdown = CancellationToken::new();
+        // Long enough for the machine to stand still meanwhile.
+        let worker = tuned(inbox.worker()).order(Order::Key).lease(Duration::from_secs(60));
+        let run = tokio::spawn(worker.run_outside(handler, shutdown.clone()));
+        eventually(PATIENCE, "one of each key runs", async || called.lock().unwrap().len() == 3).await;
+        away.down().await;
+        open.add_permits(1_000);
+        eventually(PATIENCE, "all have run, and nobody knows", async || called.lock().unwrap().len() == 12).await;
+        assert_eq!(shop.open_messages().await, 12);
+        away.restore().await;
+        shop.done().await;
+        shutdown.cancel();
+        let summary = run.await.unwrap().unwrap();
+        let mut called = called.lock().unwrap().clone();
+        called.sort_unstable();
+        assert_eq!(called, (0..12).collect::<Vec<_>>(), "each once");
+        assert_eq!((summary.succeeded, summary.late, summary.lost, summary.unsettled), (12, 0, 0, 0), "{summary}");
+        assert_eq!(shop.world.count("_attempts", "1 = 1").await, 0);
     }
 }
 
@@ -85,7 +190,7 @@ everywhere! {
         let summaries: Vec<WorkSummary> =
             join_all(workers).await.into_iter().map(|ended| ended.unwrap().unwrap()).collect();
         shop.judge(0..160).await;
-        assert_eq!(DB::number(&mut conn, &format!("SELECT CAST(SUM(amount) AS {}) FROM {hot}", if DB::KIND == "mysql" { "SIGNED" } else { "BIGINT" })).await.unwrap(), 320);
+        assert_eq!(shop.world.number(&format!("SELECT CAST(SUM(amount) AS {}) FROM {hot}", if DB::KIND == "mysql" { "SIGNED" } else { "BIGINT" })).await, 320);
         assert!(summaries.iter().all(|summary| summary.dead == 0), "{summaries:?}");
         assert_eq!(shop.world.count("_attempts", "class <> 2").await, 0, "{summaries:?}");
     }
@@ -129,7 +234,7 @@ async fn outlives<DB: Base>(url: String, kill: Arc<dyn Fn() + Send + Sync>) {
     const MESSAGES: i64 = 600;
     let site = Site::at(url);
     let pool = DB::pool(&site, 8).await;
-    let shop = Shop::<DB>::over(World { site, pool, prefix: unique("i") }).await;
+    let shop = Shop::<DB>::over(World::over(site, pool, unique("i"))).await;
     shop.stock(0, MESSAGES, 6).await;
     let shutdown = CancellationToken::new();
     let mut workers = Vec::new();

@@ -17,11 +17,11 @@ use crate::world::World;
 /// The variable that holds what a worker is to do.
 pub const ORDER: &str = "HAPAX_INBOX_WORKER";
 /// The message at which something happens.
-const GATE: i64 = 15;
+pub const GATE: i64 = 15;
 
 /// Where a worker waits to be killed, or what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub enum Step {
     /// Before the effect of a message: it is taken, and that is all.
     Before,
     /// After it, before its end is written.
@@ -30,10 +30,14 @@ enum Step {
     Outside,
     /// The message takes the process down.
     Poison,
+    /// Before the effect, until it is told to go on.
+    Stopped,
+    /// The same, outside of a transaction; it fails when it is told that its lease was lost.
+    Zombie,
 }
 
 impl Step {
-    const ALL: [Self; 4] = [Self::Before, Self::After, Self::Outside, Self::Poison];
+    const ALL: [Self; 6] = [Self::Before, Self::After, Self::Outside, Self::Poison, Self::Stopped, Self::Zombie];
 
     fn named(name: &str) -> Self {
         Self::ALL.into_iter().find(|step| format!("{step:?}") == name).unwrap()
@@ -54,9 +58,12 @@ pub fn run(order: &str) {
     }
 }
 
+/// Says that it is there, and waits until it is told to go on, or killed.
 async fn wait_at(gate: &Path) {
     std::fs::write(gate, "").unwrap();
-    std::future::pending::<()>().await;
+    while !gate.with_extension("go").exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 fn retry() -> Retry {
@@ -66,14 +73,19 @@ fn retry() -> Retry {
 async fn live<DB: Base>(site: Site, prefix: String, step: Step, gate: PathBuf) {
     let pool = DB::pool(&site, 4).await;
     let effects = format!("{prefix}_e");
-    let world = World { site, pool, prefix };
+    let world = World::over(site, pool, prefix);
     let worker = world.inbox().await.worker().order(Order::Key).retry(retry()).lease(Duration::from_secs(3));
     let shutdown = CancellationToken::new();
-    if step == Step::Outside {
+    if matches!(step, Step::Outside | Step::Zombie) {
         let pool = world.pool.clone();
-        let handler = move |m: Message, _: Claim| {
+        let handler = move |m: Message, claim: Claim| {
             let (pool, effects, gate) = (pool.clone(), effects.clone(), gate.clone());
             async move {
+                if id_of(&m) == GATE && step == Step::Zombie {
+                    wait_at(&gate).await;
+                    claim.lost().await;
+                    return Err("others have it".into());
+                }
                 let mut conn = pool.acquire().await?;
                 DB::effect(&mut conn, &effects, id_of(&m)).await?;
                 drop(conn);
@@ -88,7 +100,7 @@ async fn live<DB: Base>(site: Site, prefix: String, step: Step, gate: PathBuf) {
     }
     let handler = async move |m: Message, tx: &mut DB::Connection| {
         let here = id_of(&m) == GATE;
-        if here && step == Step::Before {
+        if here && matches!(step, Step::Before | Step::Stopped) {
             wait_at(&gate).await;
         }
         DB::effect(tx, &effects, id_of(&m)).await?;
@@ -105,10 +117,10 @@ async fn live<DB: Base>(site: Site, prefix: String, step: Step, gate: PathBuf) {
 }
 
 /// A process, killed with the test.
-struct Process(Child);
+pub struct Process(Child);
 
 impl Process {
-    fn start<DB: Base>(shop: &Shop<DB>, step: Step, gate: &Path) -> Self {
+    pub fn start<DB: Base>(shop: &Shop<DB>, step: Step, gate: &Path) -> Self {
         let step = format!("{step:?}");
         let parts = [DB::KIND, &shop.world.site.url, &shop.world.prefix, &step, gate.to_str().unwrap()];
         let child = Command::new(std::env::current_exe().unwrap())
@@ -121,6 +133,11 @@ impl Process {
             .unwrap();
         Self(child)
     }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([format!("-{name}"), self.0.id().to_string()]).status().unwrap();
+        assert!(status.success(), "kill -{name}: {status}");
+    }
 }
 
 impl Drop for Process {
@@ -128,6 +145,12 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The leases of all runs are over, as if much time had passed. Waits for whoever holds one in a transaction that is being rolled back.
+pub async fn lapse<DB: Base>(shop: &Shop<DB>) {
+    let text = format!("UPDATE {} SET lease = 1 WHERE ended IS NULL", shop.world.table("_runs"));
+    shop.world.run(&text).await;
 }
 
 /// Kills a worker at a step; another one does the rest.
@@ -140,6 +163,7 @@ async fn killed_at<DB: Base>(step: Step) -> Shop<DB> {
     eventually(PATIENCE, "it waits in the middle", async || gate.exists()).await;
     // SIGKILL.
     drop(process);
+    lapse(&shop).await;
     let effects = shop.effects.clone();
     let worker = shop.worker().await.order(Order::Key).lease(Duration::from_secs(1)).retry(retry());
     let summary = shop
@@ -192,6 +216,7 @@ everywhere! {
             if let Ok(Some(ended)) = process.0.try_wait() {
                 assert!(!ended.success());
                 deaths += 1;
+                lapse(&shop).await;
                 process = Process::start(&shop, Step::Poison, &gate);
             }
             shop.open_messages().await == 0

@@ -101,7 +101,7 @@ everywhere! {
         eventually(PATIENCE, "both run", async || begun.load(Ordering::SeqCst) == 2).await;
         // As if it had stood still for long.
         let lapse = format!("UPDATE {} SET lease = 0", shop.world.table("_runs"));
-        DB::run(&mut shop.world.session().await, &lapse).await.unwrap();
+        shop.world.run(&lapse).await;
         let idle = move |_: Message, _: Claim| async move { Err::<(), _>(Boxed::from("not due")) };
         let second = tokio::spawn(shop.worker().await.retry(retry).run_outside(idle, shutdown.clone()));
         shop.done().await;
@@ -115,7 +115,7 @@ everywhere! {
 }
 
 everywhere! {
-    async fn failures_panics_and_hanging_burn_attempts<DB>() {
+    async fn f36_failures_panics_and_hanging_burn_attempts<DB>() {
         let shop = Shop::<DB>::open().await;
         shop.stock(0, 40, 4).await;
         let shutdown = CancellationToken::new();

@@ -16,6 +16,8 @@ pub struct World<DB: Base> {
     pub pool: Pool<DB>,
     /// What the inbox's tables begin with.
     pub prefix: String,
+    /// A connection beside the pool, to look with: a new one for each look costs more than the look.
+    beside: tokio::sync::Mutex<Option<DB::Connection>>,
 }
 
 impl<DB: Base> World<DB> {
@@ -27,7 +29,12 @@ impl<DB: Base> World<DB> {
     pub async fn sized(connections: u32) -> Self {
         let site = DB::site();
         let pool = DB::pool(&site, connections).await;
-        Self { site, pool, prefix: unique("i") }
+        Self::over(site, pool, unique("i"))
+    }
+
+    /// With these tables.
+    pub fn over(site: Site, pool: Pool<DB>, prefix: String) -> Self {
+        Self { site, pool, prefix, beside: tokio::sync::Mutex::default() }
     }
 
     /// A builder with what tests want, over a pool.
@@ -59,11 +66,40 @@ impl<DB: Base> World<DB> {
         format!("{}{end}", self.prefix)
     }
 
+    /// Looks, beside the pool.
+    pub async fn numbers(&self, text: &str) -> Vec<i64> {
+        let mut beside = self.beside.lock().await;
+        if let Some(conn) = beside.as_mut()
+            && let Ok(numbers) = DB::numbers(conn, text).await
+        {
+            return numbers;
+        }
+        // Not open yet, or its server was killed.
+        *beside = None;
+        let mut conn = self.session().await;
+        let numbers = DB::numbers(&mut conn, text).await.unwrap_or_else(|error| panic!("{text}: {error}"));
+        *beside = Some(conn);
+        numbers
+    }
+
+    pub async fn number(&self, text: &str) -> i64 {
+        self.numbers(text).await[0]
+    }
+
     /// How many rows meet a condition.
     pub async fn count(&self, end: &str, condition: &str) -> i64 {
-        let text = format!("SELECT COUNT(*) FROM {} WHERE {condition}", self.table(end));
-        DB::number(&mut self.session().await, &text).await.unwrap()
+        self.number(&format!("SELECT COUNT(*) FROM {} WHERE {condition}", self.table(end))).await
     }
+
+    /// Changes something, by a session of its own.
+    pub async fn run(&self, text: &str) -> u64 {
+        DB::run(&mut self.session().await, text).await.unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+}
+
+/// The bytes of a commit, as clients send them.
+pub fn is_commit(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"COMMIT") || bytes.ends_with(b"COMMIT\0")
 }
 
 /// A message with an id and a key, at an offset.

@@ -64,7 +64,7 @@ impl<DB: Base> Ground<DB> {
     }
 
     async fn run(&self, text: &str) -> u64 {
-        DB::run(&mut self.world.session().await, text).await.unwrap()
+        self.world.run(text).await
     }
 
     /// Sets so many messages there, from number `first` on.
