@@ -1,5 +1,7 @@
 //! From the queue to the store and back: what is claimed, and what became of it.
 
+use std::collections::hash_map;
+
 use super::event::{Answer, Cause, Command, Ending, Subject, Ticket, Time, Verdict};
 use super::lanes::is_passable;
 use super::table::{Entry, Member, NONE, Phase};
@@ -207,9 +209,12 @@ impl Engine {
         if self.config.has(Flaw::IgnoreTwins) {
             return false;
         }
-        let Some(hand) = self.hands.get_mut(&key) else {
-            self.hands.insert(key, Hand { first: ticket, waiting: Vec::new() });
-            return false;
+        let hand = match self.hands.entry(key) {
+            hash_map::Entry::Vacant(free) => {
+                free.insert(Hand { first: ticket, waiting: Vec::new() });
+                return false;
+            }
+            hash_map::Entry::Occupied(hand) => hand.into_mut(),
         };
         hand.waiting.push(ticket);
         let first = self.table.get(hand.first);
@@ -455,10 +460,11 @@ impl Engine {
         let Some(entry) = self.table.get(ticket) else { return };
         let Subject::Known { key, fingerprint } = entry.subject else { return };
         let (part, offset) = (entry.part, entry.offset);
-        if self.hands.get(&key).is_none_or(|hand| hand.first != ticket) {
+        let hash_map::Entry::Occupied(hand) = self.hands.entry(key) else { return };
+        if hand.get().first != ticket {
             return;
         }
-        let Some(hand) = self.hands.remove(&key) else { return };
+        let hand = hand.remove();
         let known = matches!(ending, Some(Ending::Handled | Ending::Redelivered | Ending::SameId));
         for twin in hand.waiting.into_iter().rev() {
             let Some(entry) = self.table.get(twin).filter(|entry| matches!(entry.phase, Phase::Twin { .. })) else {

@@ -195,7 +195,7 @@ impl Engine {
         self.leave_hand(ticket, Some(ending));
         self.unstall(ticket);
         self.set(ticket, Phase::Free);
-        let lane = self.table.take(ticket).map_or(NONE, |entry| entry.lane);
+        let lane = self.table.clear(ticket);
         self.finished.push((ticket, ending));
         self.look_at(lane);
     }

@@ -259,6 +259,10 @@ impl Engine {
             return;
         }
         self.file(id);
+        if self.lanes.get(id).is_some_and(|lane| lane.running) {
+            // Nothing of it starts before its chain is over, which looks at it again.
+            return;
+        }
         if self.lanes.advance(id, &self.table) {
             if let Some(lane) = self.lanes.get_mut(id) {
                 lane.listed = true;

@@ -243,7 +243,7 @@ impl Engine {
         self.leave_hand(ticket, None);
         self.unstall(ticket);
         self.set(ticket, Phase::Free);
-        let lane = self.table.take(ticket).map_or(NONE, |entry| entry.lane);
+        let lane = self.table.clear(ticket);
         self.dropped.push(ticket);
         self.look_at(lane);
     }

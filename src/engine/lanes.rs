@@ -81,10 +81,16 @@ impl Lanes {
         id
     }
 
-    /// Gives a number back. Nothing of the lane may run.
+    /// Gives a number back. Nothing of the lane may run. What it had room for is used again: lanes of keys come and go with each few messages.
     pub(super) fn close(&mut self, id: u32) {
+        const KEPT: usize = 64;
         if let Some(lane) = self.list.get_mut(id as usize) {
-            *lane = Lane::default();
+            let (mut members, mut pending) = (std::mem::take(&mut lane.members), std::mem::take(&mut lane.pending));
+            for list in [&mut members, &mut pending] {
+                list.clear();
+                list.shrink_to(KEPT);
+            }
+            *lane = Lane { members, pending, ..Lane::default() };
             self.free.push(id);
         }
     }

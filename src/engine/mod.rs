@@ -60,7 +60,7 @@ use crate::identity::Key;
 use crate::pace::{Breaker, Pace};
 use lanes::Lanes;
 use partition::Partition;
-use table::{NONE, Phase, Table};
+use table::{NONE, Phase, Table, count};
 
 type ByKey<V> = HashMap<Key, V, foldhash::fast::RandomState>;
 
@@ -424,22 +424,30 @@ impl Engine {
     /// Moves a message on. All counts hang on it.
     fn set(&mut self, ticket: Ticket, phase: Phase) {
         let Some(entry) = self.table.get_mut(ticket) else { return };
-        let before = std::mem::replace(&mut entry.phase, phase);
+        let (was, is) = (entry.phase.counts(), phase.counts());
+        entry.phase = phase;
+        let changed = was ^ is;
+        if changed == 0 {
+            return;
+        }
         let (at, lane) = (entry.part, entry.lane);
-        if before.is_active() != phase.is_active()
+        let change = |bit| if is & bit == 0 { -1 } else { 1 };
+        if changed & count::ACTIVE != 0
             && let Some(lane) = self.lanes.get_mut(lane)
         {
-            lane.active = lane.active.saturating_add_signed(if phase.is_active() { 1 } else { -1 });
+            lane.active = lane.active.saturating_add_signed(change(count::ACTIVE));
         }
-        match (before.is_in_hand(), phase.is_in_hand()) {
-            (false, true) => self.count_in_hand(at, 1),
-            (true, false) => self.count_in_hand(at, -1),
-            _ => {}
+        if changed & count::IN_HAND != 0 {
+            self.count_in_hand(at, change(count::IN_HAND));
         }
-        self.ready = self.ready + usize::from(phase == Phase::Ready) - usize::from(before == Phase::Ready);
-        self.firsts = self.firsts + usize::from(phase == Phase::First) - usize::from(before == Phase::First);
-        let waits = |phase| matches!(phase, Phase::Parked | Phase::Unlettered(_));
-        self.waiting = self.waiting + usize::from(waits(phase)) - usize::from(waits(before));
+        if changed & count::READY != 0 {
+            self.ready = self.ready.saturating_add_signed(change(count::READY));
+        }
+        if changed & (count::FIRST | count::WAITING) != 0 {
+            self.firsts = self.firsts + usize::from(is & count::FIRST != 0) - usize::from(was & count::FIRST != 0);
+            self.waiting =
+                self.waiting + usize::from(is & count::WAITING != 0) - usize::from(was & count::WAITING != 0);
+        }
     }
 
     fn count_in_hand(&mut self, part: u32, change: isize) {

@@ -38,15 +38,36 @@ pub(super) enum Phase {
     Ending(Verdict),
 }
 
+/// What messages are counted by, as bits of [`Phase::counts`].
+pub(super) mod count {
+    /// Its lane has something going on: what comes behind it cannot begin at once.
+    pub(crate) const ACTIVE: u8 = 1;
+    /// More is going on than waiting.
+    pub(crate) const IN_HAND: u8 = 2;
+    pub(crate) const READY: u8 = 4;
+    pub(crate) const FIRST: u8 = 8;
+    /// It waits for a time.
+    pub(crate) const WAITING: u8 = 16;
+}
+
 impl Phase {
-    /// Whether more is going on than waiting.
-    pub(super) const fn is_in_hand(self) -> bool {
-        !matches!(self, Self::Free | Self::Queued | Self::Parked | Self::Twin { .. } | Self::Suspect)
+    /// What a message counts as.
+    pub(super) const fn counts(self) -> u8 {
+        use count::{ACTIVE, FIRST, IN_HAND, READY, WAITING};
+        match self {
+            Self::Free | Self::Queued | Self::Twin { .. } | Self::Suspect => 0,
+            Self::Parked => WAITING,
+            Self::Claiming | Self::Running => ACTIVE | IN_HAND,
+            Self::First => ACTIVE | IN_HAND | FIRST,
+            Self::Ready => ACTIVE | IN_HAND | READY,
+            Self::Lettering(_) | Self::Ending(_) => IN_HAND,
+            Self::Unlettered(_) => IN_HAND | WAITING,
+        }
     }
 
-    /// Whether its lane has something going on: what comes behind it cannot begin at once.
+    /// Whether its lane has something going on.
     pub(super) const fn is_active(self) -> bool {
-        matches!(self, Self::Claiming | Self::First | Self::Ready | Self::Running)
+        self.counts() & count::ACTIVE != 0
     }
 
     /// Whether those behind it in its lane need not wait for it.
@@ -115,16 +136,20 @@ impl Table {
         }
     }
 
+    /// Forgets a message where it stands. Answers with its lane.
+    pub(super) fn clear(&mut self, ticket: Ticket) -> u32 {
+        let Some(place) = self.entries.get_mut(ticket.0 as usize) else { return NONE };
+        let lane = place.as_ref().map_or(NONE, |entry| entry.lane);
+        *place = None;
+        lane
+    }
+
     pub(super) fn get(&self, ticket: Ticket) -> Option<&Entry> {
         self.entries.get(ticket.0 as usize)?.as_ref()
     }
 
     pub(super) fn get_mut(&mut self, ticket: Ticket) -> Option<&mut Entry> {
         self.entries.get_mut(ticket.0 as usize)?.as_mut()
-    }
-
-    pub(super) fn take(&mut self, ticket: Ticket) -> Option<Entry> {
-        self.entries.get_mut(ticket.0 as usize)?.take()
     }
 
     pub(super) fn phase(&self, ticket: Ticket) -> Phase {
