@@ -82,12 +82,19 @@ impl Engine {
         }
     }
 
-    /// Then those that will be begun soon, lane by lane in turns. What is behind a slow handler will not be.
+    /// Then those that will be begun soon, lane by lane in turns. What is behind a slow handler will not be. Of many lanes each gets its share
+    /// first: a lane that has none claimed when its handler ends waits for two calls.
     fn ask_busy(&mut self, now: Time, room: &mut Room, asked: &mut Vec<Ticket>, commands: &mut Vec<Command>) {
         const TURN: usize = 64;
         loop {
             let mut taken = 0;
+            // What needs no claim takes no share.
+            let share = if self.bare { TURN } else { room.ahead / self.filed.len().max(1) };
+            let turn = share.clamp(1, TURN);
             for _ in 0..self.filed.len() {
+                if room.ahead == 0 && !self.bare {
+                    return;
+                }
                 let Some(id) = self.filed.pop_front() else { break };
                 let Some(lane) = self.lanes.get_mut(id) else { continue };
                 lane.filed = false;
@@ -97,7 +104,7 @@ impl Engine {
                 }
                 let own = lane.ahead().min(room.ahead);
                 let mut left = own;
-                taken += self.take_from(id, &mut left, asked, commands, TURN);
+                taken += self.take_from(id, &mut left, asked, commands, turn);
                 room.ahead -= own - left;
                 self.file(id);
                 self.forget(id);

@@ -62,13 +62,19 @@ impl Lane {
 }
 
 /// All lanes, by number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Lanes {
     list: Vec<Lane>,
     free: Vec<u32>,
+    /// How far one lane is claimed ahead at most.
+    ahead: usize,
 }
 
 impl Lanes {
+    pub(super) const fn new(ahead: usize) -> Self {
+        Self { list: Vec::new(), free: Vec::new(), ahead }
+    }
+
     pub(super) fn open(&mut self, part: u32, hash: u64) -> u32 {
         let id = self.free.pop().unwrap_or_else(|| {
             self.list.push(Lane::default());
@@ -77,6 +83,7 @@ impl Lanes {
         if let Some(lane) = self.list.get_mut(id as usize) {
             lane.part = part;
             lane.hash = hash;
+            lane.pace = Pace::new(self.ahead);
         }
         id
     }

@@ -203,8 +203,10 @@ impl Engine {
     /// An engine that owns nothing.
     #[must_use]
     pub fn new(config: Config) -> Self {
+        // What runs as a chain, one call's worth, and as much again on its way: so calls stay full. Every handler has one ahead.
+        let ahead = config.claims.max(1).saturating_mul(2).max(config.concurrency);
         Self {
-            pace: Pace::new(config.claims.max(1)),
+            pace: Pace::new(ahead),
             next_commit: config.commit_every,
             config,
             now: Time::ZERO,
@@ -213,7 +215,7 @@ impl Engine {
             watched: Vec::new(),
             gone: 0,
             by_epoch: HashMap::default(),
-            lanes: Lanes::default(),
+            lanes: Lanes::new(ahead),
             chains: Vec::new(),
             free_chains: Vec::new(),
             queue: VecDeque::new(),

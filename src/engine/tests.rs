@@ -589,6 +589,45 @@ fn behind_a_slow_handler_little_is_claimed() {
 }
 
 #[test]
+fn of_many_lanes_each_has_one_claimed_ahead() {
+    const LANES: usize = 20;
+    let config = Config { order: Order::Key, concurrency: LANES, claims: 16, ..Config::default() };
+    let mut bench = Bench::new(config, 1);
+    let messages: Vec<(i64, u64, u64)> = (0..600_u64).map(|n| (n as i64, n % LANES as u64, n)).collect();
+    bench.deliver_numbered(1, &messages);
+    let lane = |ticket: &Ticket| ticket.0 as usize % LANES;
+    let mut claimed = [0; LANES];
+    let mut begun: Vec<VecDeque<Ticket>> = vec![VecDeque::new(); LANES];
+    for round in 1..=8 {
+        // The store answers at once, and handlers take 10 ms.
+        let (mut asked, mut told) = (Vec::new(), Vec::new());
+        loop {
+            asked.extend(bench.claims());
+            told.extend(bench.settles());
+            bench.starts().iter().for_each(|(ticket, _)| begun[lane(ticket)].push_back(*ticket));
+            if !asked.is_empty() {
+                let asked = std::mem::take(&mut asked);
+                asked.iter().for_each(|ticket| claimed[lane(ticket)] += 1);
+                bench.grant(&asked);
+            } else if !told.is_empty() {
+                let answers = told.drain(..).map(|(ticket, _)| (ticket, Settled::Recorded)).collect();
+                bench.tell(Event::Settled(answers));
+            } else {
+                break;
+            }
+        }
+        assert!(begun.iter().all(|lane| !lane.is_empty()), "round {round}: a lane stands still");
+        if round > 4 {
+            assert!(claimed.iter().all(|claimed| *claimed > 1), "round {round}: {claimed:?}");
+        }
+        bench.now += ms(10);
+        let ended: Vec<Ticket> = begun.iter_mut().filter_map(VecDeque::pop_front).collect();
+        ended.iter().for_each(|ticket| claimed[lane(ticket)] -= 1);
+        bench.ran(Ran::Succeeded, &ended);
+    }
+}
+
+#[test]
 fn at_most_once_what_is_down_costs_the_message_that_found_it_and_no_other() {
     let mut bench = Bench::new(Config { settle_first: true, ..Config::default() }, 1);
     let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2)]);
