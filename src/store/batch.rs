@@ -98,6 +98,11 @@ impl<T: Keyed> Batch<T> {
         Gathered { batch: Self { items: batch }, places, later }
     }
 
+    /// A batch of what is in order already: distinct keys, ascending. Anything else is sorted, and repeated keys are dropped.
+    pub(crate) fn sorted(items: Vec<T>) -> Self {
+        if items.is_sorted_by(|a, b| a.key() < b.key()) { Self { items } } else { Self::gather(items).batch }
+    }
+
     /// The part of the batch that `keep` picks, in the same order.
     #[must_use]
     pub fn filter(&self, mut keep: impl FnMut(&T) -> bool) -> Self
@@ -110,8 +115,7 @@ impl<T: Keyed> Batch<T> {
     /// The same batch with each item changed; its key must stay, or the batch is sorted anew and repeated keys are dropped.
     #[must_use]
     pub fn map<U: Keyed>(&self, change: impl FnMut(&T) -> U) -> Batch<U> {
-        let items: Vec<U> = self.items.iter().map(change).collect();
-        if items.is_sorted_by(|a, b| a.key() < b.key()) { Batch { items } } else { Batch::gather(items).batch }
+        Batch::sorted(self.items.iter().map(change).collect())
     }
 
     /// The items.

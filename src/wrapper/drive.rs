@@ -110,13 +110,20 @@ pub trait Hands<S> {
     fn hand(&mut self, ticket: Ticket) -> Option<&mut S>;
 }
 
+/// A message that a claim was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) key: Key,
+    pub(super) ticket: Ticket,
+    /// Where it stood among those given.
+    pub(super) place: u32,
+}
+
 /// What came of asking for claims.
 #[derive(Debug)]
 pub struct ClaimReply {
-    /// Those asked for, in the order given.
-    pub(super) asked: Vec<Ticket>,
-    /// For each answer, which of these it is about.
-    pub(super) places: Vec<usize>,
+    /// Those asked for, in the order of their keys, which is that of the answers.
+    pub(super) asked: Vec<Asked>,
     /// Those in another hand of this process.
     pub(super) busy: Vec<Ticket>,
     pub(super) sent: Instant,
@@ -127,8 +134,7 @@ impl ClaimReply {
     /// Nobody was asked: all are free.
     pub(crate) fn granted(tickets: &[Ticket]) -> Call<Self> {
         let busy = tickets.to_vec();
-        let (asked, places) = (Vec::new(), Vec::new());
-        Box::pin(async { Self { asked, places, busy, sent: Instant::now(), answer: Ok(Vec::new()) } })
+        Box::pin(async { Self { asked: Vec::new(), busy, sent: Instant::now(), answer: Ok(Vec::new()) } })
     }
 
     /// Those that nobody was asked about.

@@ -13,7 +13,7 @@ use super::builder::{Mode, OnConflict};
 use super::claim::{Claim, Hold, Slot};
 use super::class::{Failure, HandlerError};
 use super::done::{At, HandleError};
-use super::drive::{Call, ClaimReply, Ended, Fault, Hands, Records, SettleReply, Unfinished, given_up};
+use super::drive::{Asked, Call, ClaimReply, Ended, Fault, Hands, Records, SettleReply, Unfinished, given_up};
 use super::registry::Entry;
 use super::seats::{Left, Seat};
 use super::shared::Subject;
@@ -23,7 +23,10 @@ use crate::frontier::Epoch;
 use crate::identity::{IdentityError, Key};
 use crate::message::MessageView;
 use crate::record::{ClaimOutcome, Grant, Seen, Settle, SettleOutcome, Terms, Verdict};
-use crate::store::{Ask, Batch, Gathered, StoreError};
+use crate::store::{Ask, Batch, StoreError};
+
+#[cfg(test)]
+mod tests;
 
 /// When to ask again for a message that is in another hand of this process.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -135,6 +138,24 @@ impl Once {
         }
     }
 
+    /// What is remembered of a message from now on.
+    fn seen(&self, subject: Result<Subject, IdentityError>) -> (engine::Subject, InHand) {
+        match subject {
+            Ok(Subject::Known(sighting)) => {
+                let subject = engine::Subject::Known { key: sighting.key, fingerprint: sighting.fingerprint };
+                (subject, InHand::new(What::Known(Seat::new(sighting))))
+            }
+            Ok(Subject::Bare { key, anonymous }) => {
+                self.shared.counters.without_identity.add(u64::from(anonymous));
+                (engine::Subject::Bare, InHand::new(What::Bare(key)))
+            }
+            Err(error) => {
+                self.shared.counters.rejected.one();
+                (engine::Subject::Refused, InHand::new(What::Refused(Box::new(error))))
+            }
+        }
+    }
+
     /// Puts messages down of which no claim is held.
     fn leave(&self, hands: &mut dyn Hands<InHand>, tickets: &[Ticket]) {
         let mut keys = Vec::with_capacity(tickets.len());
@@ -159,20 +180,7 @@ impl Records for Once {
     type State = InHand;
 
     fn look(&self, message: &dyn MessageView, _: Epoch) -> (engine::Subject, InHand) {
-        match self.shared.subject(message) {
-            Ok(Subject::Known(sighting)) => {
-                let subject = engine::Subject::Known { key: sighting.key, fingerprint: sighting.fingerprint };
-                (subject, InHand::new(What::Known(Seat::new(sighting))))
-            }
-            Ok(Subject::Bare { key, anonymous }) => {
-                self.shared.counters.without_identity.add(u64::from(anonymous));
-                (engine::Subject::Bare, InHand::new(What::Bare(key)))
-            }
-            Err(error) => {
-                self.shared.counters.rejected.one();
-                (engine::Subject::Refused, InHand::new(What::Refused(Box::new(error))))
-            }
-        }
+        self.seen(self.shared.subject(message))
     }
 
     fn claim(&self, hands: &mut dyn Hands<InHand>, tickets: &[Ticket], attempts: NonZeroU32) -> Call<ClaimReply> {
@@ -185,11 +193,15 @@ impl Records for Once {
                 None => busy.push(*ticket),
             }
         }
-        let mut entered = Vec::with_capacity(keys.len());
+        let mut asked = Vec::with_capacity(keys.len());
         let mut owed = false;
-        shared.registry.enter_all(keys, |ticket, entry| {
+        let keyed = keys.into_iter().map(|(key, ticket)| (key, (key, ticket)));
+        shared.registry.enter_all(keyed, |(key, ticket), entry| {
             match entry {
-                Entry::Entered => entered.push(ticket),
+                Entry::Entered => {
+                    let place = u32::try_from(asked.len()).unwrap_or(u32::MAX);
+                    asked.push(Asked { key, ticket, place });
+                }
                 Entry::Busy(_) => busy.push(ticket),
                 Entry::Owed => {
                     owed = true;
@@ -207,12 +219,16 @@ impl Records for Once {
                 self.wait_for(state);
             }
         }
-        let asks = entered.iter().filter_map(|ticket| {
-            let seat = hands.hand(*ticket)?.seat()?;
+        // Keys are sorted, which are small, and what is asked is made in their order. No two are the same: the registry lets none in twice.
+        asked.sort_unstable_by_key(|asked| u128::from_be_bytes(*asked.key.as_bytes()));
+        let mut asks = Vec::with_capacity(asked.len());
+        asked.retain(|Asked { ticket, .. }| {
+            let Some(seat) = hands.hand(*ticket).and_then(InHand::seat) else { return false };
             seat.entered();
-            Some(Ask::from(seat.sighting.clone()))
+            asks.push(Ask::from(seat.sighting.clone()));
+            true
         });
-        let Gathered { batch: asks, places, .. } = Batch::gather(asks);
+        let asks = Batch::sorted(asks);
         let terms = Terms { max_attempts: attempts, ..shared.terms };
         Box::pin(async move {
             let sent = Instant::now();
@@ -221,60 +237,64 @@ impl Records for Once {
             } else {
                 shared.once("claim", asks.len(), shared.store.claim(&terms, &asks)).await
             };
-            ClaimReply { asked: entered, places, busy, sent, answer }
+            ClaimReply { asked, busy, sent, answer }
         })
     }
 
     fn claimed(&self, hands: &mut dyn Hands<InHand>, reply: ClaimReply) -> Result<Vec<(Ticket, Answer)>, StoreError> {
-        let ClaimReply { asked, places, busy, sent, answer } = reply;
-        let mut outcomes: Vec<Option<ClaimOutcome>> = asked.iter().map(|_| None).collect();
-        match answer {
-            Ok(answered) => {
-                for (place, outcome) in places.into_iter().zip(answered) {
-                    if let Some(own) = outcomes.get_mut(place) {
-                        *own = Some(outcome);
-                    }
-                }
-            }
+        let ClaimReply { asked, busy, sent, answer } = reply;
+        let outcomes = match answer {
+            Ok(outcomes) => outcomes,
             Err(error) => {
                 self.store_failed("claim", &error);
-                self.leave(hands, &asked);
+                let tickets: Vec<Ticket> = asked.iter().map(|asked| asked.ticket).collect();
+                self.leave(hands, &tickets);
                 return Err(error);
             }
-        }
-        let mut answers = Vec::with_capacity(asked.len() + busy.len());
-        let mut grants = Vec::with_capacity(asked.len());
-        let mut slots = Vec::with_capacity(asked.len());
+        };
+        let slots = asked.iter().zip(&outcomes).filter_map(|(asked, outcome)| match outcome {
+            ClaimOutcome::Acquired(grant) => Some(Slot::new(asked.key, grant.token)),
+            _ => None,
+        });
+        let slots: Vec<Slot> = slots.collect();
+        let hold = (!slots.is_empty()).then(|| Hold::new(slots, sent, self.shared.terms.lease));
+        // In the order given, which is not that of the keys; what is not said below is to be asked again.
+        let unsaid = Answer::InFlight { remaining: LOOK_AGAIN };
+        let mut answers = vec![(Ticket(u32::MAX), unsaid); asked.len()];
+        answers.extend(busy.into_iter().map(|ticket| (ticket, unsaid)));
         let mut left = Vec::new();
-        let mut took_over = 0;
-        for (ticket, outcome) in asked.into_iter().zip(outcomes) {
-            let Some(outcome) = outcome else { continue };
+        let (mut slot, mut took_over) = (0, 0);
+        for (asked, outcome) in asked.iter().zip(outcomes) {
+            let ticket = asked.ticket;
+            let own_slot = slot;
+            slot += u32::from(matches!(outcome, ClaimOutcome::Acquired(_)));
             let Some(state) = hands.hand(ticket) else { continue };
-            match (&outcome, &state.what) {
-                (ClaimOutcome::Acquired(grant), What::Known(seat)) => {
-                    slots.push(Slot::new(seat.sighting.key, grant.token));
+            let answer = match (outcome, &hold) {
+                (ClaimOutcome::Acquired(grant), Some(hold)) => {
                     took_over += u64::from(grant.took_over && !state.took_over);
                     state.took_over |= grant.took_over;
-                    grants.push((ticket, Grant { took_over: state.took_over, ..*grant }));
+                    let grant = Grant { took_over: state.took_over, ..grant };
+                    if let Some(seat) = state.seat() {
+                        seat.granted(grant, hold, own_slot);
+                    }
+                    Answer::Acquired { attempt: grant.attempt }
                 }
-                _ => left.push(ticket),
+                (outcome, _) => {
+                    left.push(ticket);
+                    self.answer(state, outcome)
+                }
+            };
+            if let Some(own) = answers.get_mut(asked.place as usize) {
+                *own = (ticket, answer);
             }
-            answers.push((ticket, self.answer(state, outcome)));
         }
         if !left.is_empty() {
             self.leave(hands, &left);
         }
-        if !grants.is_empty() {
-            let hold = Hold::new(slots, sent, self.shared.terms.lease);
-            for (slot, (ticket, grant)) in (0..).zip(&grants) {
-                if let Some(seat) = hands.hand(*ticket).and_then(InHand::seat) {
-                    seat.granted(*grant, &hold, slot);
-                }
-            }
+        if let Some(hold) = hold {
             self.shared.counters.took_over.add(took_over);
             self.shared.watch(&hold);
         }
-        answers.extend(busy.into_iter().map(|ticket| (ticket, Answer::InFlight { remaining: LOOK_AGAIN })));
         Ok(answers)
     }
 
@@ -337,8 +357,7 @@ impl Records for Once {
     ) -> Call<SettleReply> {
         let shared = Arc::clone(&self.shared);
         let at_most_once = shared.config.mode == Mode::AtMostOnce;
-        let mut given = Vec::with_capacity(ends.len());
-        let mut settles: Vec<Settle> = Vec::with_capacity(ends.len());
+        let mut over: Vec<(Key, Ticket)> = Vec::with_capacity(ends.len());
         let mut unheld = Vec::new();
         for (ticket, verdict) in ends {
             let Some(state) = hands.hand(*ticket) else { continue };
@@ -356,17 +375,24 @@ impl Records for Once {
                 engine::Verdict::Released => seat.over(Verdict::Released),
                 engine::Verdict::Dead => seat.over(Verdict::Dead),
             }
-            let (settle, spent) = (seat.settle(), seat.claim());
+            over.push((seat.sighting.key, *ticket));
             if at_most_once && *verdict == engine::Verdict::Succeeded {
+                let spent = seat.claim();
                 state.spent = spent.map(|claim| Box::new(claim.spent()));
             }
-            if let Some(settle) = settle {
-                given.push(*ticket);
+        }
+        // As for claims: keys are sorted, and what is told is made in their order, each key once, so that every answer is about its own message.
+        over.sort_unstable_by_key(|(key, _)| u128::from_be_bytes(*key.as_bytes()));
+        over.dedup_by_key(|(key, _)| *key);
+        let mut tickets = Vec::with_capacity(over.len());
+        let mut settles: Vec<Settle> = Vec::with_capacity(over.len());
+        for (_, ticket) in over {
+            if let Some(settle) = hands.hand(ticket).and_then(InHand::seat).and_then(|seat| seat.settle()) {
+                tickets.push(ticket);
                 settles.push(settle);
             }
         }
-        let Gathered { batch: settles, places, .. } = Batch::gather(settles);
-        let tickets = places.into_iter().filter_map(|place| given.get(place).copied()).collect();
+        let settles = Batch::sorted(settles);
         Box::pin(async move {
             let answer = if settles.is_empty() {
                 Ok(Vec::new())
