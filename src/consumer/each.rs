@@ -62,9 +62,10 @@ where
         let handed = messages.first();
         async move {
             let Some(Handed { message, claim, .. }) = handed else { return Few::Many(Vec::new()) };
+            let shown = claim.shown();
             // Called in here, so that a panic of the call is caught like one of the future.
-            let handler = async { (this.handler)(message, claim.clone()).await };
-            let result = this.once.guarded(&claim, handler).await;
+            let handler = async { (this.handler)(message, claim).await };
+            let result = this.once.guarded(&shown, handler).await;
             Few::One(this.once.ended(result))
         }
     }

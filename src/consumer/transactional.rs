@@ -404,7 +404,7 @@ fn ended<T, E: HandlerError>(kept: &Kept, outcome: Outcome<T, E>) -> Ended {
             Ended::Answered(Answer::InFlight { remaining: FENCED })
         }
         Outcome::Fenced => Ended::Fenced(FENCED),
-        Outcome::Unknown(error) => Ended::Unknown(error),
+        Outcome::Unknown(error) => Ended::Unknown(Box::new(error)),
     }
 }
 

@@ -35,6 +35,13 @@ impl Claim {
         Self { key, fence, attempt, slot, took_over, hold: Some(Arc::clone(hold)) }
     }
 
+    /// What of it is shown in the log, without what holds it.
+    #[cfg(feature = "kafka")]
+    pub(crate) const fn shown(&self) -> Self {
+        let Self { key, fence, attempt, slot, took_over, .. } = *self;
+        Self { key, fence, attempt, slot, took_over, hold: None }
+    }
+
     /// A claim that was settled before its handler runs.
     pub(super) fn spent(mut self) -> Self {
         self.hold = None;

@@ -59,7 +59,7 @@ pub enum Ended {
     NotBegun,
     /// Whatever remembers it could not be asked; nothing was done.
     #[allow(dead_code)]
-    Unknown(StoreError),
+    Unknown(Box<StoreError>),
 }
 
 /// Why an attempt failed, as text.

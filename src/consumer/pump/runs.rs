@@ -1,6 +1,7 @@
 //! Handlers: begun here, taken along by tasks, and what came of them.
 
 use super::*;
+use crate::store::StoreError;
 
 impl<H: Drive> Pump<H> {
     /// Begins handlers: one chain after the other here, as far as none waits; those that wait go on in tasks, side by side.
@@ -130,7 +131,7 @@ impl<H: Drive> Pump<H> {
         if let Outcome::Ended(Ended::Unknown(error)) = &outcome {
             self.said.needs_failed(&error.to_string());
             if !error.is_retryable() {
-                self.stop(Some(ticket), refused(Stage::Claim, error.clone()));
+                self.stop(Some(ticket), refused(Stage::Claim, StoreError::clone(error)));
             }
         }
         let records = self.handling.records();

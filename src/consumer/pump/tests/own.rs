@@ -261,14 +261,14 @@ async fn what_is_given_up_is_told_until_it_is_heard() {
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_asked_burns_nothing_and_a_refusal_ends_the_consumer() {
     let fake = Fake::default();
-    let away = || Ended::Unknown(StoreError::unavailable("fake", "begin", "it is away"));
+    let away = || Ended::Unknown(Box::new(StoreError::unavailable("fake", "begin", "it is away")));
     fake.says("m0", [away(), away(), away()]);
     let mut desk = Desk::new(fake.clone());
     desk.deliver(&messages(2));
     desk.finished(2).await;
     let attempts = fake.calls().into_iter().flatten().filter(|(id, ..)| id == "m0").count();
     assert_eq!(attempts, 4);
-    fake.says("x", [Ended::Unknown(StoreError::refused("fake", "begin", "there is no such table"))]);
+    fake.says("x", [Ended::Unknown(Box::new(StoreError::refused("fake", "begin", "there is no such table")))]);
     desk.deliver(&[at("x", 0, 2)]);
     let (offset, why) = desk.until_stopped().await;
     assert!(offset == 2 && why.contains("no such table"), "{why}");
