@@ -1,6 +1,6 @@
 //! Windows in the process's own memory: redelivery is answered by one entry for a partition, with no record for a message.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,7 +105,7 @@ struct Inner {
     /// Grows when the topic is another one: what was begun before says nothing of it.
     topics: u64,
     /// In some member's hand.
-    held: HashSet<i64, foldhash::fast::RandomState>,
+    held: Held,
     /// Given up, after so many attempts.
     dead: BTreeMap<i64, u32>,
     /// A mark, and the text that says which message is below it.
@@ -113,9 +113,52 @@ struct Inner {
     note: Option<Note>,
 }
 
+/// Offsets, ascending. They come in order, and mostly go in order.
+#[derive(Default)]
+struct Held(VecDeque<i64>);
+
+impl Held {
+    /// `false` if it is there.
+    fn insert(&mut self, offset: i64) -> bool {
+        if self.0.back().is_none_or(|last| *last < offset) {
+            self.0.push_back(offset);
+            return true;
+        }
+        match self.0.binary_search(&offset) {
+            Ok(_) => false,
+            Err(at) => {
+                self.0.insert(at, offset);
+                true
+            }
+        }
+    }
+
+    fn remove(&mut self, offset: i64) {
+        if self.0.front() == Some(&offset) {
+            self.0.pop_front();
+        } else if let Ok(at) = self.0.binary_search(&offset) {
+            self.0.remove(at);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 impl Inner {
+    /// What a message is when it is delivered, and whether it is taken in hand at once.
+    fn deliver(&mut self, offset: i64) -> bool {
+        let mut known = self.window.get_or_insert_with(|| Window::at(offset)).deliver(offset);
+        if known == Known::Finished && self.noted.is_none() {
+            // Nothing was: reading begins further down than it did before.
+            known = self.window.insert(Window::at(offset)).deliver(offset);
+        }
+        known == Known::Unfinished { attempts: 0 } && self.held.insert(offset)
+    }
+
     fn finish(&mut self, offset: i64) {
-        self.held.remove(&offset);
+        self.held.remove(offset);
         let Some(window) = &mut self.window else { return };
         window.finish(offset);
         let next = window.next();
@@ -199,6 +242,8 @@ pub struct InHand {
     offset: i64,
     topics: u64,
     held: bool,
+    /// Its handler ended well: it is finished as it is put down, which follows at once.
+    done: bool,
     dead_after: Option<u32>,
 }
 
@@ -239,7 +284,19 @@ impl InHand {
         if std::mem::take(&mut self.held)
             && let Some(mut inner) = self.inner()
         {
-            inner.held.remove(&self.offset);
+            inner.held.remove(self.offset);
+        }
+    }
+
+    /// Lets it go for good, finished if its handler ended well.
+    fn put_down(&self, inner: &mut Inner) {
+        if inner.topics != self.topics {
+            return;
+        }
+        if self.done {
+            inner.finish(self.offset);
+        } else if self.held {
+            inner.held.remove(self.offset);
         }
     }
 }
@@ -277,23 +334,11 @@ impl Remembered {
     }
 }
 
-impl Records for Remembered {
-    type State = InHand;
-
-    fn look(&self, message: &dyn MessageView, epoch: Epoch) -> (Subject, InHand) {
-        let (part, offset) = (self.part(message), message.offset());
-        let mut inner = open(&part.inner);
-        let topics = inner.topics;
+impl Remembered {
+    /// What a message that was delivered just now is.
+    fn taken(&self, part: &Arc<Part>, inner: &mut Inner, offset: i64, epoch: Epoch) -> (Subject, InHand) {
         // What comes late of an assignment that is over is not delivered in order: the window would take what lies before it for passed.
-        let fresh = inner.reader == Some((self.member, epoch)) && {
-            let mut known = inner.window.get_or_insert_with(|| Window::at(offset)).deliver(offset);
-            if known == Known::Finished && inner.noted.is_none() {
-                // Nothing was: reading begins further down than it did before.
-                known = inner.window.insert(Window::at(offset)).deliver(offset);
-            }
-            known == Known::Unfinished { attempts: 0 } && inner.held.insert(offset)
-        };
-        drop(inner);
+        let fresh = inner.reader == Some((self.member, epoch)) && inner.deliver(offset);
         // What is new is begun at once; of all else it is asked when its turn comes.
         let subject = if fresh {
             Subject::Own
@@ -301,7 +346,33 @@ impl Records for Remembered {
             let number = u128::from(part.number) << 64 | u128::from(offset.unsigned_abs());
             Subject::Known { key: Key::from_bytes(number.to_be_bytes()), fingerprint: Fingerprint::from_bytes([0; 16]) }
         };
-        (subject, InHand { part, offset, topics, held: fresh, dead_after: None })
+        let (part, topics) = (Arc::clone(part), inner.topics);
+        (subject, InHand { part, offset, topics, held: fresh, done: false, dead_after: None })
+    }
+}
+
+impl Records for Remembered {
+    type State = InHand;
+
+    fn look(&self, message: &dyn MessageView, epoch: Epoch) -> (Subject, InHand) {
+        let part = self.part(message);
+        let mut inner = open(&part.inner);
+        self.taken(&part, &mut inner, message.offset(), epoch)
+    }
+
+    fn look_row<M: MessageView>(
+        &self,
+        messages: impl Iterator<Item = M>,
+        epoch: Epoch,
+        mut seen: impl FnMut(M, Subject, InHand),
+    ) {
+        let mut messages = messages.peekable();
+        let Some(part) = messages.peek().map(|first| self.part(first)) else { return };
+        let mut inner = open(&part.inner);
+        for message in messages {
+            let (subject, hand) = self.taken(&part, &mut inner, message.offset(), epoch);
+            seen(message, subject, hand);
+        }
     }
 
     fn claim(&self, _: &mut dyn Hands<InHand>, tickets: &[Ticket], _: NonZeroU32) -> Call<ClaimReply> {
@@ -327,10 +398,7 @@ impl Records for Remembered {
     fn begun(&self, _: &mut InHand) {}
 
     fn succeeded(&self, hand: &mut InHand, _: Option<Bytes>) {
-        hand.held = false;
-        if let Some(mut inner) = hand.inner() {
-            inner.finish(hand.offset);
-        }
+        hand.done = true;
     }
 
     fn failed(&self, hand: &mut InHand, burnt: bool) {
@@ -351,7 +419,7 @@ impl Records for Remembered {
             tickets.push(*ticket);
             let Some(hand) = hands.hand(*ticket) else { continue };
             match verdict {
-                // Noted when its handler ended.
+                // Noted when it is put down.
                 Verdict::Succeeded => {}
                 Verdict::Failed { .. } | Verdict::Released => hand.let_go(),
                 Verdict::Dead => {
@@ -374,8 +442,25 @@ impl Records for Remembered {
 
     fn finished(&self, _: Ending, _: u64) {}
 
-    fn put_down(&self, mut hand: InHand) {
-        hand.let_go();
+    fn put_down(&self, hand: InHand) {
+        hand.put_down(&mut open(&hand.part.inner));
+    }
+
+    fn put_down_all(&self, mut hands: impl Iterator<Item = InHand>) {
+        // Those of one partition come one after the other: its lock is taken once for them.
+        let mut next = hands.next();
+        while let Some(first) = next.take() {
+            let part = Arc::clone(&first.part);
+            let mut inner = open(&part.inner);
+            first.put_down(&mut inner);
+            for hand in hands.by_ref() {
+                if !Arc::ptr_eq(&hand.part, &part) {
+                    next = Some(hand);
+                    break;
+                }
+                hand.put_down(&mut inner);
+            }
+        }
     }
 
     fn key(&self, _: &InHand) -> Option<Key> {

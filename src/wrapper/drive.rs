@@ -183,6 +183,19 @@ pub trait Records: Send + Sync + 'static {
     /// What the message is to the store. Called in the order delivered; `epoch` is its assignment's.
     fn look(&self, message: &dyn MessageView, epoch: Epoch) -> (engine::Subject, Self::State);
 
+    /// The same for messages of one partition, one after the other: what is the same for all of them is found once.
+    fn look_row<M: MessageView>(
+        &self,
+        messages: impl Iterator<Item = M>,
+        epoch: Epoch,
+        mut seen: impl FnMut(M, engine::Subject, Self::State),
+    ) {
+        for message in messages {
+            let (subject, state) = self.look(&message, epoch);
+            seen(message, subject, state);
+        }
+    }
+
     /// Asks for claims, once.
     fn claim(&self, hands: &mut dyn Hands<Self::State>, tickets: &[Ticket], attempts: NonZeroU32) -> Call<ClaimReply>;
 
@@ -236,6 +249,11 @@ pub trait Records: Send + Sync + 'static {
 
     /// Lets a message go, wherever it is. What the store has not heard is owed to it.
     fn put_down(&self, state: Self::State);
+
+    /// Lets messages go.
+    fn put_down_all(&self, states: impl Iterator<Item = Self::State>) {
+        states.for_each(|state| self.put_down(state));
+    }
 
     /// What the store knows the message by; `None` if it has no record.
     fn key(&self, state: &Self::State) -> Option<Key>;

@@ -183,6 +183,20 @@ impl Records for Once {
         self.seen(self.shared.subject(message))
     }
 
+    fn look_row<M: MessageView>(
+        &self,
+        messages: impl Iterator<Item = M>,
+        _: Epoch,
+        mut seen: impl FnMut(M, engine::Subject, InHand),
+    ) {
+        let mut topic = None;
+        for message in messages {
+            let name = || Arc::clone(topic.get_or_insert_with(|| self.shared.topic(message.topic())));
+            let (subject, state) = self.seen(self.shared.subject_of(&message, name));
+            seen(message, subject, state);
+        }
+    }
+
     fn claim(&self, hands: &mut dyn Hands<InHand>, tickets: &[Ticket], attempts: NonZeroU32) -> Call<ClaimReply> {
         let shared = Arc::clone(&self.shared);
         let mut keys = Vec::with_capacity(tickets.len());

@@ -5,8 +5,10 @@ use super::*;
 impl<H: Drive> Pump<H> {
     pub(super) fn finished(&mut self, finished: &[(Ticket, Ending)]) {
         let mut counts = [0_u64; 5];
-        for (ticket, ending) in finished {
-            let Some(entry) = self.slab.remove(*ticket) else { continue };
+        let (slab, periods, watch, tally) = (&mut self.slab, &mut self.periods, &mut self.watch, &mut self.tally);
+        let said = &mut self.said;
+        let states = finished.iter().filter_map(|(ticket, ending)| {
+            let entry = slab.remove(*ticket)?;
             let count = match ending {
                 Ending::Handled => 0,
                 Ending::Redelivered => 1,
@@ -15,15 +17,16 @@ impl<H: Drive> Pump<H> {
                 Ending::Dead => 4,
             };
             counts[count] += 1;
-            self.said.finished(&entry, *ending);
-            let late = u64::from(self.periods.leave(entry.period));
-            self.tally.late += late;
-            if self.watch.is_on() {
-                self.watch.finished(&entry.message, *ending);
-                self.watch.late(late);
+            said.finished(&entry, *ending);
+            let late = u64::from(periods.leave(entry.period));
+            tally.late += late;
+            if watch.is_on() {
+                watch.finished(&entry.message, *ending);
+                watch.late(late);
             }
-            self.handling.records().put_down(entry.state);
-        }
+            Some(entry.state)
+        });
+        self.handling.records().put_down_all(states);
         let [handled, redelivered, same_id, conflicts, dead] = counts;
         let tally = &mut self.tally;
         tally.handled += handled;

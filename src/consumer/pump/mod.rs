@@ -353,14 +353,14 @@ impl<H: Drive> Pump<H> {
         for Delivered { row, epoch } in delivered {
             let messages = row.messages();
             let period = self.periods.enter(epoch, messages.len());
-            for message in messages {
-                let (subject, state) = self.handling.records().look(&message, epoch);
-                let lane = if self.by_key { message.key().map(|key| self.hasher.hash_one(key)) } else { None };
+            let (slab, hasher, by_key) = (&mut self.slab, &self.hasher, self.by_key);
+            self.handling.records().look_row(messages, epoch, |message, subject, state| {
+                let lane = if by_key { message.key().map(|key| hasher.hash_one(key)) } else { None };
                 let offset = message.offset();
                 let (attempt, begun_at) = (0, 0);
                 let entry = Entry { message, state, period, attempt, begun_at, next: None, task: None, trouble: None };
-                arrivals.push(Arrival { ticket: self.slab.insert(entry), epoch, offset, lane, subject });
-            }
+                arrivals.push(Arrival { ticket: slab.insert(entry), epoch, offset, lane, subject });
+            });
         }
         arrivals
     }
