@@ -1,5 +1,7 @@
 //! Calls to the store, and letters.
 
+use std::collections::HashSet;
+
 use super::*;
 use crate::engine::Settled;
 use crate::observe::{Claims, Operation, Settles};
@@ -10,6 +12,16 @@ fn poll_once<T>(mut call: Call<T>) -> Result<T, Call<T>> {
         Poll::Ready(reply) => Ok(reply),
         Poll::Pending => Err(call),
     }
+}
+
+/// Those of which nothing was said. There are none while whoever remembers messages does as [`Records`] says: one that is left out would stand still
+/// for ever, and its partition with it.
+fn unsaid<T>(asked: &[Ticket], answers: &[(Ticket, T)]) -> Vec<Ticket> {
+    if answers.len() >= asked.len() {
+        return Vec::new();
+    }
+    let said: HashSet<Ticket> = answers.iter().map(|(ticket, _)| *ticket).collect();
+    asked.iter().copied().filter(|ticket| !said.contains(ticket)).collect()
 }
 
 impl<H: Drive> Pump<H> {
@@ -44,8 +56,15 @@ impl<H: Drive> Pump<H> {
             }
         };
         match answers {
-            Ok(answers) => {
+            Ok(mut answers) => {
                 self.said.store_answered();
+                let unsaid = unsaid(&tickets, &answers);
+                if !unsaid.is_empty() {
+                    warn!(messages = unsaid.len(), "nothing was said of some claims: they are asked for again");
+                    self.handling.records().unclaimed(&mut self.slab, &unsaid);
+                    let again = Answer::InFlight { remaining: Duration::ZERO };
+                    answers.extend(unsaid.into_iter().map(|ticket| (ticket, again)));
+                }
                 if self.watch.is_on() {
                     self.watch.claimed(tickets.len(), self.counted(&answers), sent.elapsed());
                 }
@@ -125,6 +144,12 @@ impl<H: Drive> Pump<H> {
         let event = match reply.map(|reply| self.handling.records().settled(&mut self.slab, *reply)) {
             Some(Ok(answers)) => {
                 self.said.store_answered();
+                let unsaid = unsaid(&tickets, &answers);
+                if !unsaid.is_empty() {
+                    warn!(messages = unsaid.len(), "nothing was said of some claims' ends: they are told again");
+                    // Before the answers, which let the next call go.
+                    self.events.push(failed(unsaid));
+                }
                 let count = |wanted| answers.iter().filter(|(_, answer)| *answer == wanted).count() as u64;
                 let fenced = count(Settled::Fenced);
                 self.tally.fenced += fenced;

@@ -31,6 +31,8 @@ struct Script {
     buried: Mutex<Vec<String>>,
     /// How many calls to bury fail.
     deaf: Mutex<usize>,
+    /// How many answers leave their last message out.
+    silent: Mutex<usize>,
     begun: Mutex<Vec<Epoch>>,
 }
 
@@ -98,7 +100,12 @@ impl Records for Fake {
                 self.0.buried.lock().unwrap().push(hands.hand(*ticket).unwrap().clone());
             }
         }
-        let tickets = ends.iter().map(|(ticket, _)| *ticket).collect();
+        let mut tickets: Vec<Ticket> = ends.iter().map(|(ticket, _)| *ticket).collect();
+        let mut silent = self.0.silent.lock().unwrap();
+        if let (true, Ok(answers)) = (*silent > 0, &mut answer) {
+            *silent -= 1;
+            (tickets.pop(), answers.pop());
+        }
         Box::pin(async { SettleReply::of(tickets, answer) })
     }
 
@@ -256,6 +263,31 @@ async fn what_is_given_up_is_told_until_it_is_heard() {
     let (_, tally, committed) = desk.close(SOON).await;
     assert_eq!((tally.handled, tally.dead, committed[&0]), (2, 1, 3));
     assert_eq!(*fake.0.buried.lock().unwrap(), ["m1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_answer_leaves_out_is_told_again() {
+    let fake = Fake::default();
+    let fatal = || {
+        let mut fault = Fault::new("error", "never");
+        fault.class = ErrorClass::Fatal;
+        Ended::Failed(fault)
+    };
+    fake.says("m1", [fatal()]);
+    fake.says("m2", [fatal()]);
+    *fake.0.silent.lock().unwrap() = 2;
+    let mut desk = Desk::with(fake.clone(), unordered());
+    desk.deliver(&messages(4));
+    desk.finished(4).await;
+    let (_, tally, committed) = desk.close(SOON).await;
+    assert_eq!((tally.handled, tally.dead, committed[&0]), (2, 2, 5));
+    let buried = fake.0.buried.lock().unwrap().clone();
+    assert!(buried.len() > 2 && buried.iter().all(|id| id == "m1" || id == "m2"), "{buried:?}");
+}
+
+/// Messages wait for nobody.
+fn unordered() -> Set {
+    Set { config: Config { order: Order::Unordered, ..Config::default() }, ..Set::default() }
 }
 
 #[tokio::test(start_paused = true)]
