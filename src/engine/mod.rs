@@ -389,6 +389,12 @@ impl Engine {
         }
     }
 
+    /// Handler calls that run.
+    #[must_use]
+    pub const fn running(&self) -> usize {
+        self.running
+    }
+
     /// The state at this moment, for whoever asks how things are.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -20,17 +20,18 @@ pub(super) type Cell<Fut> = Pin<Box<Option<Fut>>>;
 
 /// Polls handlers once, in the pump's own task: one that does not wait costs no task, no wake-up and no allocation.
 pub(super) struct Bench<R, Fut> {
-    run: R,
+    /// Shared with the tasks: one count for each, however much it holds.
+    run: Arc<R>,
     cell: Cell<Fut>,
 }
 
 impl<R, Fut> Bench<R, Fut>
 where
-    R: Fn(Few<Handed>) -> Fut + Clone,
+    R: Fn(Few<Handed>) -> Fut,
     Fut: Future<Output = Few<Ended>>,
 {
     pub(super) fn new(run: R) -> Self {
-        Self { run, cell: Box::pin(None) }
+        Self { run: Arc::new(run), cell: Box::pin(None) }
     }
 
     /// Puts a handler on the bench.
@@ -52,8 +53,8 @@ where
     }
 
     /// Takes it along, to be awaited elsewhere.
-    pub(super) fn take(&mut self) -> (R, Cell<Fut>) {
-        (self.run.clone(), std::mem::replace(&mut self.cell, Box::pin(None)))
+    pub(super) fn take(&mut self) -> (Arc<R>, Cell<Fut>) {
+        (Arc::clone(&self.run), std::mem::replace(&mut self.cell, Box::pin(None)))
     }
 }
 
@@ -87,7 +88,7 @@ pub(super) struct Chain {
 
 impl Chain {
     /// Awaits what runs, and what is chained to it.
-    pub(super) async fn work<R, Fut>(mut self, run: R, mut cell: Cell<Fut>)
+    pub(super) async fn work<R, Fut>(mut self, run: Arc<R>, mut cell: Cell<Fut>)
     where
         R: Fn(Few<Handed>) -> Fut,
         Fut: Future<Output = Few<Ended>>,
@@ -114,6 +115,13 @@ impl Chain {
         let is_lost = goes_on && self.rest.front().is_some_and(|next| next.handed.claim.is_lost());
         let next = if goes_on && !is_lost { self.rest.pop_front() } else { None };
         let Some(next) = next else {
+            let (running, ended) = match (running, ended) {
+                (Few::One(ticket), Few::One(ended)) if self.rest.is_empty() => {
+                    self.report(Few::One((ticket, Outcome::Ended(ended))));
+                    return None;
+                }
+                both => both,
+            };
             let ended = running.into_iter().zip(ended).map(|(ticket, ended)| (ticket, Outcome::Ended(ended)));
             let why = || if is_lost { Outcome::Lost } else { Outcome::NotBegun };
             let rest = self.rest.drain(..).map(|waiting| (waiting.ticket, why()));

@@ -63,6 +63,12 @@ const STINT: Duration = Duration::from_micros(200);
 const MESSAGES: usize = 1024;
 /// Reports taken in before the engine is told.
 const REPORTS: usize = 1024;
+/// Turns in a row that what is in hand is brought further before more is taken in: revocations and the end come in, too.
+const ROUNDS: u32 = 8;
+/// Handlers in tasks wake the pump one by one, and those that waited for the same tick end together: where fewer than so many said how they ended, …
+const FEW: usize = 16;
+/// … and more than so many run, the others are let say so first.
+const CROWD: usize = 64;
 
 /// What a pump works with.
 pub(super) struct Setup {
@@ -195,7 +201,7 @@ struct Pump<H: Drive> {
 async fn work<H, R, Fut>(mut pump: Pump<H>, mut bench: Bench<R, Fut>) -> Tally
 where
     H: Drive,
-    R: Fn(Few<Handed>) -> Fut + Clone + Send + 'static,
+    R: Fn(Few<Handed>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Few<Ended>> + Send + 'static,
 {
     let mut timer = pin!(tokio::time::sleep_until(pump.began));
@@ -203,9 +209,12 @@ where
     let mut input = None;
     let mut reports = Vec::with_capacity(REPORTS);
     let mut rested = std::time::Instant::now();
+    let mut rounds = 0;
     loop {
         pump.now = pump.began.elapsed();
-        pump.take(&mut input, &mut reports);
+        // What is in hand comes to its end first: more of it would only fill the tables, and the processor's cache.
+        rounds = if pump.events.is_empty() || rounds >= ROUNDS { 0 } else { rounds + 1 };
+        pump.take(&mut input, &mut reports, rounds == 0);
         pump.tell_engine();
         pump.carry_out(&mut bench);
         if pump.closed {
@@ -235,7 +244,11 @@ where
                 }
                 input = taken;
             }
-            _ = pump.reports.recv_many(&mut reports, REPORTS) => {}
+            said = pump.reports.recv_many(&mut reports, REPORTS) => {
+                if said < FEW && pump.engine.running() > CROWD {
+                    tokio::task::yield_now().await;
+                }
+            }
             () = &mut timer, if wake.is_some() => {
                 armed = None;
                 pump.events.push(Event::Tick);
@@ -295,9 +308,9 @@ impl<H: Drive> Pump<H> {
         self.hasher.hash_one(self.rolls)
     }
 
-    /// Takes in what is waiting.
-    fn take(&mut self, input: &mut Option<Input>, reports: &mut Vec<Report>) {
-        let mut messages = 0;
+    /// Takes in what is waiting: what tasks report, and if wanted what the Kafka thread says.
+    fn take(&mut self, input: &mut Option<Input>, reports: &mut Vec<Report>, inputs: bool) {
+        let mut messages = if inputs { 0 } else { MESSAGES };
         while messages < MESSAGES
             && let Some(input) = input.take().or_else(|| self.inputs.try_recv().ok())
         {
@@ -374,7 +387,7 @@ impl<H: Drive> Pump<H> {
     /// Does what the engine said. What comes of it at once is told to it next.
     fn carry_out<R, Fut>(&mut self, bench: &mut Bench<R, Fut>)
     where
-        R: Fn(Few<Handed>) -> Fut + Clone + Send + 'static,
+        R: Fn(Few<Handed>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Few<Ended>> + Send + 'static,
     {
         let mut commands = std::mem::take(&mut self.commands);

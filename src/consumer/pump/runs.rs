@@ -7,7 +7,7 @@ impl<H: Drive> Pump<H> {
     /// Begins handlers: one chain after the other here, as far as none waits; those that wait go on in tasks, side by side.
     pub(super) fn run<R, Fut>(&mut self, starts: &[Start], bench: &mut Bench<R, Fut>)
     where
-        R: Fn(Few<Handed>) -> Fut + Clone + Send + 'static,
+        R: Fn(Few<Handed>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Few<Ended>> + Send + 'static,
     {
         let now = std::time::Instant::now();
@@ -38,8 +38,13 @@ impl<H: Drive> Pump<H> {
                 in_task |= watch.ran();
                 chain = rest;
                 let failed = matches!(ended, Few::One(Ended::Failed(_)));
-                for (start, ended) in call.iter().zip(ended) {
-                    self.ended(start.ticket, Outcome::Ended(ended), &mut ran);
+                match (call, ended) {
+                    ([start], Few::One(ended)) => self.ended(start.ticket, Outcome::Ended(ended), &mut ran),
+                    (call, ended) => {
+                        for (start, ended) in call.iter().zip(ended) {
+                            self.ended(start.ticket, Outcome::Ended(ended), &mut ran);
+                        }
+                    }
                 }
                 if failed {
                     chain.iter().for_each(|start| self.ended(start.ticket, Outcome::NotBegun, &mut ran));
@@ -81,7 +86,7 @@ impl<H: Drive> Pump<H> {
     /// Gives what is on the bench a task of its own, with what is chained to it.
     fn take_along<R, Fut>(&mut self, call: &[Start], rest: &[Start], begun_at: i64, bench: &mut Bench<R, Fut>)
     where
-        R: Fn(Few<Handed>) -> Fut + Clone + Send + 'static,
+        R: Fn(Few<Handed>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Few<Ended>> + Send + 'static,
     {
         let waiting = rest.iter().filter_map(|start| {
