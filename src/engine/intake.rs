@@ -71,12 +71,24 @@ impl Engine {
         };
         let lane = hash.map_or(NONE, |hash| self.lane_of(at, hash));
         self.table.put(ticket, Entry::new(slot, offset, subject, at, lane));
+        // What needs no claim, and has nothing before it that does, is ready at once.
+        let alone = self.alone.is_some() || self.suspected > 0 || !self.suspects.is_empty();
+        let at_once = matches!(subject, Subject::Bare | Subject::Own) && !alone;
         match self.lanes.get_mut(lane) {
             Some(own) => {
                 own.members.push_back(Member { ticket, slot });
+                if at_once && own.pending.is_empty() && own.stalled.is_empty() {
+                    let goes_on = own.running || own.listed;
+                    self.set(ticket, Phase::Ready);
+                    if !goes_on {
+                        self.look_at(lane);
+                    }
+                    return;
+                }
                 own.pending.push_back(Member { ticket, slot });
                 self.file(lane);
             }
+            None if at_once && self.queue.is_empty() => self.make_ready(ticket),
             None => self.queue.push_back(ticket),
         }
     }
