@@ -1,6 +1,5 @@
 //! Carries out what an engine asks of the store and the dead letter topic, and what of its messages it is done with.
 
-use std::cmp::Reverse;
 use std::time::Duration;
 
 use hapax::engine::{Answer, Command, Event, Settled, Ticket, Verdict};
@@ -85,7 +84,7 @@ impl World {
             };
             self.violate("contract", format!("process {process} puts ticket {} down although {what}", ticket.0));
         }
-        self.processes[process].free.push(Reverse(ticket.0));
+        self.processes[process].free.push(ticket.0);
     }
 
     /// A call names a message once: a batch has each key once, and one answer for it.

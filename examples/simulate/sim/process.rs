@@ -1,7 +1,6 @@
 //! One process: an engine, and what a driver around it keeps.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 
 use hapax::engine::{Config, Engine, Position, Ran, Ticket};
 use hapax::frontier::Epoch;
@@ -139,7 +138,8 @@ pub struct Process {
     /// How far its clock is ahead of the world's.
     pub ahead: Micros,
     pub held: Vec<Held>,
-    pub free: BinaryHeap<Reverse<u32>>,
+    /// Numbers to be given again: those that came back last first, as the consumer gives them.
+    pub free: Vec<u32>,
     pub tick_at: Option<Micros>,
     pub ticks_now: u32,
     pub claiming: bool,
@@ -177,7 +177,7 @@ impl Process {
             stalled_until: 0,
             ahead,
             held: Vec::new(),
-            free: BinaryHeap::new(),
+            free: Vec::new(),
             tick_at: None,
             ticks_now: 0,
             claiming: false,
@@ -229,7 +229,7 @@ impl Process {
     pub fn take(&mut self, message: u32, epoch: u32) -> Ticket {
         let held =
             Held { message, epoch, live: true, token: None, attempt: 0, begun: false, run: NONE, calls: 0, until: 0 };
-        if let Some(Reverse(ticket)) = self.free.pop() {
+        if let Some(ticket) = self.free.pop() {
             self.held[ticket as usize] = held;
             return Ticket(ticket);
         }
