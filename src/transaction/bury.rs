@@ -54,9 +54,9 @@ impl<DB: Sealed> Core<DB> {
 
     async fn bury_one(&self, item: &Item) -> Result<Buried, Fault> {
         let items = std::slice::from_ref(item);
-        let held = self.held_of(items);
+        let held = self.holding(items);
         if let Some(Spot::Position) = &item.spot {
-            let Some(Some(held)) = held.first() else { return Ok(Buried::Refused) };
+            let Some(held) = held.get(0) else { return Ok(Buried::Refused) };
             self.resolve(std::slice::from_ref(held)).await?;
             match held.look(item.origin.offset) {
                 Verdict::Fenced => return Ok(Buried::Refused),

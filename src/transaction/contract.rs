@@ -8,7 +8,7 @@ use super::dialect::{Beginning, NEVER, Row, Shift, Source, Transact};
 use crate::store::sql::{Conn, Dialect, Engine, Layout, TableName};
 
 const BEGINNING: Beginning =
-    Beginning { patience: Duration::from_secs(1), longest: None, again: false, guarded: false };
+    Beginning { patience: Duration::from_secs(1), longest: None, again: false, owner: None, guarded: false };
 
 fn source(number: u8) -> Source {
     [number; 16]

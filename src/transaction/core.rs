@@ -21,7 +21,7 @@ use super::trial::Rules;
 use super::windows::{Held, Notes, Standing, Windows};
 use crate::identity::{Encoder, FingerprintBy, Identify, Identity, IdentityError, OnMissing, Scope, WindowBy};
 use crate::message::MessageView;
-use crate::record::{Origin, Sighting};
+use crate::record::{Origin, Owner, Sighting};
 use crate::retry::Retry;
 use crate::store::sql::{Dialect, Engine, Fault, TableName, Texts, jitter};
 use crate::store::{Report, StoreError};
@@ -130,15 +130,23 @@ impl<DB: Sealed> Core<DB> {
         self.begin_as(brief, false).await
     }
 
-    /// Begins what a handler is run in: under the batch's savepoint.
+    /// Whether the batch's savepoint is set once its records are written, and not with the transaction's begin.
+    pub(super) const fn guards_late(&self) -> bool {
+        DB::Dialect::GUARDS_LATE && self.keeps_records
+    }
+
+    /// Begins what a handler is run in: under the batch's savepoint, unless that comes late.
     pub(super) async fn begin_guarded(&self, brief: bool) -> Result<Tx<DB>, Fault> {
         self.begin_as(brief, true).await
     }
 
     async fn begin_as(&self, brief: bool, guarded: bool) -> Result<Tx<DB>, Fault> {
         let longest = if guarded { self.settings.handler_timeout } else { None };
-        let how = Beginning { patience: self.patience(brief), longest, again: false, guarded };
-        Tx::begin(&self.spares, &self.turns, how).await
+        let owner = Owner::new(self.random());
+        let known = self.keeps_records.then_some(owner);
+        let guarded = guarded && !self.guards_late();
+        let how = Beginning { patience: self.patience(brief), longest, again: false, owner: known, guarded };
+        Tx::begin(&self.spares, &self.turns, owner, how).await
     }
 
     /// Whether handlers have ended well for long enough to be run without a savepoint for each.
@@ -176,8 +184,29 @@ impl<DB: Sealed> Core<DB> {
 
     /// The same, where it is known whose window speaks of the message.
     pub(crate) fn prepare_under(&self, message: &dyn MessageView, held: Pinned) -> Prepared {
+        let origin = self.origin(message);
+        let window = self.held_at(&origin, &held);
+        self.prepare_at(message, origin, held, window.as_ref())
+    }
+
+    /// The same for one message after the other, which mostly stand where the one before stood.
+    pub(super) fn preparing(&self) -> Preparing<'_, DB> {
+        Preparing { core: self, last: None }
+    }
+
+    fn prepare_at(
+        &self,
+        message: &dyn MessageView,
+        origin: Origin,
+        held: Pinned,
+        window: Option<&Arc<Held>>,
+    ) -> Prepared {
+        let deliver = |item: &Item| match (&item.spot, window) {
+            (Some(Spot::Position), Some(window)) => window.deliver(item.origin.offset),
+            _ => true,
+        };
         let mut item = Item {
-            origin: self.origin(message),
+            origin,
             stamp: message.timestamp_ms(),
             record: None,
             spot: None,
@@ -192,7 +221,7 @@ impl<DB: Sealed> Core<DB> {
                 self.counters.rejected.one();
                 // It stands in its window as unfinished, until somebody buries it.
                 item.spot = self.holds_partitions().then_some(Spot::Position);
-                self.deliver(&item);
+                deliver(&item);
                 return Prepared::Refused(error, item);
             }
             Err(_) => {
@@ -200,24 +229,20 @@ impl<DB: Sealed> Core<DB> {
                 self.counters.without_identity.one();
             }
         }
-        item.stray = !self.deliver(&item);
+        // Of one that was not delivered in order.
+        item.stray = !deliver(&item);
         Prepared::Item(item)
-    }
-
-    /// `false` if it was not delivered in order.
-    fn deliver(&self, item: &Item) -> bool {
-        if let Some(Spot::Position) = &item.spot
-            && let Some(held) = self.held_by(item)
-        {
-            return held.deliver(item.origin.offset);
-        }
-        true
     }
 
     /// The window that speaks of a message.
     pub(super) fn held_by(&self, item: &Item) -> Option<Arc<Held>> {
-        match &item.held {
-            Pinned::Free => self.window(&item.origin.topic, item.origin.partition),
+        self.held_at(&item.origin, &item.held)
+    }
+
+    fn held_at(&self, origin: &Origin, held: &Pinned) -> Option<Arc<Held>> {
+        match held {
+            _ if !self.holds_partitions() => None,
+            Pinned::Free => self.window(&origin.topic, origin.partition),
             Pinned::To(held) => held.clone(),
         }
     }
@@ -391,6 +416,30 @@ impl<DB: Sealed> Core<DB> {
         let rows = rows.map_err(|error| sorted::<DB::Dialect>(&error))?;
         finish(tx.rollback()).await;
         Ok(rows)
+    }
+}
+
+/// Looks at one message after the other.
+pub(super) struct Preparing<'a, DB: Sealed> {
+    core: &'a Core<DB>,
+    /// Where the last one stood, and its window.
+    last: Option<(Arc<str>, i32, Option<Arc<Held>>)>,
+}
+
+impl<DB: Sealed> Preparing<'_, DB> {
+    /// See [`Core::prepare`].
+    pub(super) fn prepare(&mut self, message: &dyn MessageView) -> Prepared {
+        let (name, partition) = (message.topic(), message.partition());
+        let (topic, _, window) = match &mut self.last {
+            Some(last) if last.1 == partition && *last.0 == *name => last,
+            last => {
+                let origin = self.core.origin(message);
+                let window = self.core.held_at(&origin, &Pinned::Free);
+                last.insert((origin.topic, partition, window))
+            }
+        };
+        let origin = Origin { topic: Arc::clone(topic), partition, offset: message.offset() };
+        self.core.prepare_at(message, origin, Pinned::Free, window.as_ref())
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sqlx::{ColumnIndex, Database, Decode, Error, Type};
 
+use crate::record::Owner;
 use crate::store::sql::{Conn, Dialect, TableName};
 use crate::window::Sequences;
 
@@ -80,6 +81,9 @@ pub(crate) struct Beginning {
     pub(crate) longest: Option<Duration>,
     /// The last transaction of this connection began with the same patience, and what was set for it was not put back.
     pub(crate) again: bool,
+    /// Whoever owns what the transaction remembers of messages; `None` where it remembers nothing by their identity.
+    #[cfg_attr(not(feature = "mysql"), allow(dead_code))]
+    pub(crate) owner: Option<Owner>,
     /// Sets the batch's savepoint too: who finds it set at the end knows that nobody has ended the transaction meanwhile.
     pub(crate) guarded: bool,
 }
@@ -108,6 +112,9 @@ pub(crate) trait Transact: Dialect {
     const ROLLS_BACK: bool = true;
     /// Whether one transaction writes at a time, so that those of one process had better queue here.
     const ONE_WRITER: bool = false;
+
+    /// Whether all that is written under a savepoint costs more than what is written before it: then records are written first.
+    const GUARDS_LATE: bool = false;
 
     /// Begins a transaction on a connection that is in none, through sqlx's transaction manager, so that a handler's own `begin` makes a
     /// savepoint. None of its statements may wait longer than its patience (or the shortest time the database knows, if that is
@@ -167,6 +174,11 @@ pub(crate) trait Transact: Dialect {
 
     /// Whether this says that a savepoint could not be released: it was gone, or a statement after it had been refused.
     fn is_unguarded(&self, error: &Error) -> bool;
+
+    /// Sets the batch's savepoint in a transaction that began without.
+    fn guard(&self, conn: &mut Conn<Self>) -> impl Future<Output = Result<(), Error>> + Send {
+        self.plain(conn, "SAVEPOINT hapax_batch")
+    }
 
     /// Releases the batch's savepoint. An error means that the transaction is over, or that one of its statements was refused.
     fn release_batch(&self, conn: &mut Conn<Self>) -> impl Future<Output = Result<(), Error>> + Send {

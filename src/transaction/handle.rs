@@ -186,16 +186,20 @@ impl<DB: Sealed> Core<DB> {
         if let Err(error) = self.hold_places(messages).await {
             return messages.iter().map(|_| Err(TransactError::Database(error.clone()))).collect();
         }
-        let now = Instant::now();
-        let mut pending: Vec<Pending> = Vec::with_capacity(messages.len());
+        // What is run next, and what waits for its time.
+        let mut places: Vec<usize> = Vec::with_capacity(messages.len());
+        let mut items: Vec<Item> = Vec::with_capacity(messages.len());
+        let mut pending: Vec<Pending> = Vec::new();
+        let mut preparing = self.preparing();
         for (place, message) in messages.iter().enumerate() {
-            match self.prepare(message) {
+            match preparing.prepare(message) {
                 Prepared::Item(item) if item.stray => {
                     outcomes[place] = Some(Err(TransactError::OutOfOrder { at: At(item.origin) }));
                 }
                 Prepared::Item(mut item) => {
                     item.row = self.settings.in_order.then_some(0);
-                    pending.push(Pending { place, item, due: now });
+                    places.push(place);
+                    items.push(item);
                 }
                 Prepared::Refused(error, item) => {
                     outcomes[place] = Some(Err(TransactError::Identity { at: At(item.origin), error }));
@@ -206,23 +210,14 @@ impl<DB: Sealed> Core<DB> {
         if self.settings.in_order
             && let Some(first) = outcomes.iter().position(Option::is_some)
         {
-            pending.retain(|pending| pending.place < first);
+            let before = places.partition_point(|place| *place < first);
+            places.truncate(before);
+            items.truncate(before);
         }
-        while !pending.is_empty() {
-            // In order, nothing is begun before the first of them is due.
-            let due = pending.iter().map(|pending| pending.due);
-            let first = if self.settings.in_order { pending.first().map(|first| first.due) } else { due.min() };
-            let first = first.unwrap_or(now);
-            tokio::time::sleep_until(first).await;
-            let now = Instant::now();
-            let (ready, later): (Vec<Pending>, Vec<Pending>) =
-                pending.into_iter().partition(|pending| self.settings.in_order || pending.due <= now);
-            pending = later;
-            let (places, items): (Vec<usize>, Vec<Item>) =
-                ready.into_iter().map(|pending| (pending.place, pending.item)).unzip();
+        while !items.is_empty() {
             let ran = run(&items, &places).await;
             let mut stopped = false;
-            for ((place, mut item), outcome) in places.into_iter().zip(items).zip(ran) {
+            for ((place, mut item), outcome) in places.drain(..).zip(items.drain(..)).zip(ran) {
                 let failed = matches!(outcome, Outcome::Failed(_));
                 match self.concluded(&item, outcome) {
                     Ok(outcome) => {
@@ -240,6 +235,18 @@ impl<DB: Sealed> Core<DB> {
                 break;
             }
             pending.sort_unstable_by_key(|pending| pending.place);
+            // In order, nothing is begun before the first of them is due.
+            let due = pending.iter().map(|pending| pending.due);
+            let Some(first) = (if self.settings.in_order { pending.first().map(|first| first.due) } else { due.min() })
+            else {
+                break;
+            };
+            tokio::time::sleep_until(first).await;
+            let now = Instant::now();
+            let (ready, later): (Vec<Pending>, Vec<Pending>) =
+                pending.into_iter().partition(|pending| self.settings.in_order || pending.due <= now);
+            pending = later;
+            (places, items) = ready.into_iter().map(|pending| (pending.place, pending.item)).unzip();
         }
         outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(TransactError::NotBegun))).collect()
     }

@@ -8,6 +8,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::dialect::{Beginning, Manager, Transact};
 use super::sealed::Sealed;
 use super::spare::{Spare, Spares, give_back};
+use crate::record::Owner;
 use crate::store::sql::{Conn, Dialect, Fault};
 
 pub(crate) fn sorted<D: Dialect>(error: &sqlx::Error) -> Fault {
@@ -17,6 +18,8 @@ pub(crate) fn sorted<D: Dialect>(error: &sqlx::Error) -> Fault {
 /// An open transaction. Dropped, its connection is closed: none goes back to the pool but after a commit or rollback that ended well.
 pub(crate) struct Tx<DB: Sealed> {
     conn: Option<Spare<DB>>,
+    /// What it remembers of messages is remembered as by this one, whom nobody else is.
+    pub(super) owner: Owner,
     spares: Spares<DB>,
     /// The turn to write, where the database has one writer.
     _turn: Option<OwnedMutexGuard<()>>,
@@ -34,13 +37,18 @@ pub(crate) enum Committed {
 
 impl<DB: Sealed> Tx<DB> {
     /// Begins. Dropped in the middle, the connection is closed.
-    pub(super) async fn begin(spares: &Spares<DB>, turns: &Arc<Mutex<()>>, mut how: Beginning) -> Result<Self, Fault> {
+    pub(super) async fn begin(
+        spares: &Spares<DB>,
+        turns: &Arc<Mutex<()>>,
+        owner: Owner,
+        mut how: Beginning,
+    ) -> Result<Self, Fault> {
         let _turn = match DB::Dialect::ONE_WRITER {
             true => Some(Arc::clone(turns).lock_owned().await),
             false => None,
         };
         let spare = spares.get().await.map_err(|error| sorted::<DB::Dialect>(&error))?;
-        let mut tx = Self { conn: Some(spare), spares: spares.clone(), _turn };
+        let mut tx = Self { conn: Some(spare), owner, spares: spares.clone(), _turn };
         let begun = match &mut tx.conn {
             Some(spare) => {
                 if spare.set.is_some_and(|patience| patience != how.patience) {

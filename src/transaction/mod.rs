@@ -22,6 +22,7 @@ mod dialect;
 mod error;
 mod guard;
 mod handle;
+mod holding;
 mod link;
 mod moving;
 #[cfg(feature = "mysql")]

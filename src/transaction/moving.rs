@@ -31,25 +31,20 @@ impl Moving {
         failed: &[(usize, u32)],
     ) -> Result<(), Fault> {
         type Offsets = (Arc<Held>, Vec<(i64, Option<i64>)>, Vec<(i64, u32)>);
-        let mut moves: Vec<Offsets> = Vec::new();
-        let all = finished.iter().map(|at| (*at, None)).chain(failed.iter().map(|(at, tries)| (*at, Some(*tries))));
-        for (at, tries) in all {
-            let Some(held) = &batch.held[at] else { continue };
-            let place = match moves.iter().position(|(other, ..)| Arc::ptr_eq(other, held)) {
-                Some(place) => place,
-                None => {
-                    moves.push((Arc::clone(held), Vec::new(), Vec::new()));
-                    moves.len() - 1
-                }
+        let room = if batch.held.all().len() == 1 { finished.len() } else { 0 };
+        let of = |held: &Arc<Held>| (Arc::clone(held), Vec::with_capacity(room), Vec::new());
+        let mut moves: Vec<Offsets> = batch.held.all().iter().map(of).collect();
+        for &at in finished {
+            let Some((_, finished, _)) = batch.held.number(at).and_then(|number| moves.get_mut(number)) else {
+                continue;
             };
             let item = &batch.items[at];
-            let Some((_, finished, failed)) = moves.get_mut(place) else { continue };
-            match tries {
-                None => finished.push((item.origin.offset, item.stamp)),
-                // What is not burnt leaves no trace.
-                Some(0) => {}
-                Some(tries) => failed.push((item.origin.offset, tries)),
-            }
+            finished.push((item.origin.offset, item.stamp));
+        }
+        // What is not burnt leaves no trace.
+        for &(at, tries) in failed.iter().filter(|(_, tries)| *tries > 0) {
+            let Some((_, _, failed)) = batch.held.number(at).and_then(|number| moves.get_mut(number)) else { continue };
+            failed.push((batch.items[at].origin.offset, tries));
         }
         moves.retain(|(_, finished, failed)| !finished.is_empty() || !failed.is_empty());
         moves.sort_unstable_by_key(|(held, ..)| held.source);

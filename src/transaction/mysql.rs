@@ -7,8 +7,8 @@ use sqlx::{Arguments, AssertSqlSafe, Error, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
 use super::dialect::{Beginning, Manager, NEVER, Row, Shift, Source, Transact, hex};
-use crate::store::mysql::Mysql;
-use crate::store::sql::{Dialect, Field, Kind, TableName};
+use crate::store::mysql::{Mysql, OWNER};
+use crate::store::sql::{Dialect, Field, Kind, TableName, owner_bits};
 
 /// Rows of a statement that may meet several windows. Sizes are powers of two, so that few statements are kept prepared.
 const SHIFT: &[Field] =
@@ -39,6 +39,7 @@ impl Transact for Mysql {
     ///   other's gaps, and may deadlock. And a snapshot of the whole batch would show its last message what was true before its first.
     async fn begin(&self, conn: &mut MySqlConnection, how: Beginning) -> Result<(), Error> {
         let seconds = how.patience.as_millis().div_ceil(1000).clamp(1, 1_000_000);
+        let owner = how.owner.map(|owner| format!("SET {OWNER} = {}; ", owner_bits(owner))).unwrap_or_default();
         let set = match how.again {
             true => String::new(),
             false => format!(
@@ -48,7 +49,8 @@ impl Transact for Mysql {
                  SESSION lock_wait_timeout = LEAST(@@SESSION.lock_wait_timeout, {seconds}), SESSION autocommit = 0; "
             ),
         };
-        let text = format!("{set}SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION{}", how.guard());
+        let guard = how.guard();
+        let text = format!("{set}{owner}SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION{guard}");
         Manager::<Self>::begin(conn, Some(AssertSqlSafe(text).into_sql_str())).await
     }
 

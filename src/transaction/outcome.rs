@@ -64,12 +64,6 @@ pub(crate) enum Spot {
 }
 
 impl Item {
-    /// Whether it stands before another in the same partition.
-    pub(super) fn is_before(&self, other: &Self) -> bool {
-        let (one, two) = (&self.origin, &other.origin);
-        one.offset < two.offset && one.partition == two.partition && one.topic == two.topic
-    }
-
     /// What the store knows it by.
     #[cfg_attr(not(feature = "kafka"), allow(dead_code))]
     pub(crate) fn key(&self) -> Option<Key> {

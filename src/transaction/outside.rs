@@ -40,18 +40,13 @@ impl<DB: Sealed> Core<DB> {
     }
 
     async fn note_once(&self, items: &[Item], ends: &[Ended]) -> Result<Vec<bool>, Fault> {
-        let held = self.held_of(items);
-        let mut doubtful: Vec<Arc<Held>> = Vec::new();
-        for own in held.iter().flatten().filter(|own| own.is_in_doubt()) {
-            if !doubtful.iter().any(|other| Arc::ptr_eq(other, own)) {
-                doubtful.push(Arc::clone(own));
-            }
-        }
+        let held = self.holding(items);
+        let doubtful: Vec<Arc<Held>> = held.all().iter().filter(|own| own.is_in_doubt()).cloned().collect();
         self.resolve(&doubtful).await?;
         let mut noted = Vec::with_capacity(items.len());
         let (mut finished, mut failed) = (Vec::new(), Vec::new());
         for (at, (item, ended)) in items.iter().zip(ends).enumerate() {
-            let verdict = held[at].as_ref().map_or(Verdict::Fenced, |held| held.look(item.origin.offset));
+            let verdict = held.get(at).map_or(Verdict::Fenced, |held| held.look(item.origin.offset));
             noted.push(verdict != Verdict::Fenced);
             match (verdict, ended) {
                 (Verdict::New { .. }, Ended::Finished) => finished.push(at),

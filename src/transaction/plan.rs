@@ -11,7 +11,7 @@ use super::records::Said;
 use super::sealed::Sealed;
 use super::trial::{Batch, Rules, Trial};
 use super::windows::Verdict;
-use crate::record::{ClaimOutcome, Owner, Sighting, Token};
+use crate::record::{ClaimOutcome, Sighting, Token};
 use crate::store::sql::Fault;
 use crate::window::{Sequenced, Sequences};
 use crate::wrapper::OnConflict;
@@ -45,29 +45,22 @@ fn tried(attempt: u32, rules: Rules) -> Plan {
 
 impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
     /// Finds out what is to be handled, and remembers it.
-    pub(super) async fn plan(
-        &mut self,
-        batch: &Batch<'_, W::Error>,
-        places: &[usize],
-        owner: Owner,
-    ) -> Result<Vec<Plan>, Fault> {
+    pub(super) async fn plan(&mut self, batch: &Batch<'_, W::Error>, places: &[usize]) -> Result<Vec<Plan>, Fault> {
         self.lock_sources(batch, places).await?;
         let mut plans = Vec::with_capacity(places.len());
         let mut asked: Vec<(usize, &Sighting)> = Vec::new();
-        for (number, &at) in places.iter().enumerate() {
+        let verdicts = batch.held.look(batch.items, places);
+        for (number, (&at, verdict)) in places.iter().zip(verdicts).enumerate() {
             let item = &batch.items[at];
             let mut attempt = item.attempt;
-            let plan = match (&item.spot, &batch.held[at]) {
-                (Some(Spot::Position), None) => Plan::Fenced,
-                (Some(Spot::Position), Some(held)) => match held.look(item.origin.offset) {
-                    Verdict::Fenced => Plan::Fenced,
-                    Verdict::Finished => Plan::Known(Known::Redelivered(None)),
-                    Verdict::New { attempts } => {
-                        attempt = attempts.saturating_add(1);
-                        tried(attempt, batch.rules)
-                    }
-                },
-                (Some(Spot::Sequence { source, number, .. }), _) => match self.sources.look(source, *number) {
+            let plan = match (&item.spot, verdict) {
+                (_, Some(Verdict::Fenced)) => Plan::Fenced,
+                (_, Some(Verdict::Finished)) => Plan::Known(Known::Redelivered(None)),
+                (_, Some(Verdict::New { attempts })) => {
+                    attempt = attempts.saturating_add(1);
+                    tried(attempt, batch.rules)
+                }
+                (Some(Spot::Sequence { source, number, .. }), None) => match self.sources.look(source, *number) {
                     Sequenced::Seen => Plan::Known(Known::SameId(None)),
                     Sequenced::TooOld if self.core.settings.on_too_old != OnConflict::Handle => {
                         Plan::Known(Known::TooOld)
@@ -75,7 +68,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                     Sequenced::TooOld => Plan::Ready(Ready { token: None, attempt }),
                     Sequenced::New { attempts } => tried(attempts.saturating_add(1), batch.rules),
                 },
-                (None, _) => Plan::Ready(Ready { token: None, attempt }),
+                (Some(Spot::Position) | None, None) => Plan::Ready(Ready { token: None, attempt }),
             };
             if let (Plan::Ready(_), Some(sighting)) = (&plan, &item.record) {
                 asked.push((number, sighting));
@@ -87,8 +80,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         }
         asked.sort_unstable_by_key(|(_, sighting)| sighting.key);
         let sightings: Vec<&Sighting> = asked.iter().map(|(_, sighting)| *sighting).collect();
-        let said =
-            self.core.admit(&mut self.tx, owner, &sightings, batch.rules.retry.max_attempts(), self.brief).await?;
+        let said = self.core.admit(&mut self.tx, &sightings, batch.rules.retry.max_attempts(), self.brief).await?;
         for ((number, sighting), said) in asked.into_iter().zip(said) {
             let Some(plan) = plans.get_mut(number) else { continue };
             *plan = match said {

@@ -7,7 +7,7 @@ use super::core::Core;
 use super::link::{Tx, sorted};
 use super::sealed::Sealed;
 use crate::identity::Key;
-use crate::record::{self, ClaimOutcome, Fence, Millis, Owner, Record, Sighting, State, Terms, Token};
+use crate::record::{self, ClaimOutcome, Fence, Millis, Record, Sighting, State, Terms, Token};
 use crate::store::cells::{Change, Ending};
 use crate::store::sql::{Call, Dialect, Fault, Statement, Values, Write};
 
@@ -47,13 +47,8 @@ impl<DB: Sealed> Core<DB> {
     }
 
     /// Remembers messages as succeeded where nothing stands; says how many.
-    pub(super) async fn remember(
-        &self,
-        tx: &mut Tx<DB>,
-        owner: Owner,
-        sightings: &[&Sighting],
-        brief: bool,
-    ) -> Result<u64, Fault> {
+    pub(super) async fn remember(&self, tx: &mut Tx<DB>, sightings: &[&Sighting], brief: bool) -> Result<u64, Fault> {
+        let owner = tx.owner;
         self.write(tx, Write::Remember { owner, sightings }, brief).await
     }
 
@@ -94,13 +89,13 @@ impl<DB: Sealed> Core<DB> {
     pub(super) async fn admit(
         &self,
         tx: &mut Tx<DB>,
-        owner: Owner,
         sightings: &[&Sighting],
         max_attempts: NonZeroU32,
         brief: bool,
     ) -> Result<Vec<Said>, Fault> {
+        let owner = tx.owner;
         let fresh = Said::Ours { token: Token { owner, fence: Fence::FIRST }, attempt: 1 };
-        if self.remember(tx, owner, sightings, brief).await? == sightings.len() as u64 {
+        if self.remember(tx, sightings, brief).await? == sightings.len() as u64 {
             return Ok(vec![fresh; sightings.len()]);
         }
         let keys: Vec<Key> = sightings.iter().map(|sighting| sighting.key).collect();

@@ -9,7 +9,7 @@ use super::records::ending;
 use super::sealed::Sealed;
 use super::trial::Wrote;
 use super::windows::Held;
-use crate::record::{Owner, Sighting, State, Token};
+use crate::record::{Sighting, State, Token};
 use crate::store::cells::{Change, Ending};
 use crate::store::sql::Fault;
 
@@ -48,8 +48,7 @@ impl<DB: Sealed> Core<DB> {
         let Some((sighting, token, _)) = wrote.records.first() else { return Ok(false) };
         let mut tx = self.begin(false).await?;
         // Waits for the one in doubt, if that is still open.
-        let probe = Owner::new(self.random());
-        let fresh = self.remember(&mut tx, probe, &[sighting], false).await? == 1;
+        let fresh = self.remember(&mut tx, &[sighting], false).await? == 1;
         let committed = match fresh {
             true => false,
             false => self.stands(&mut tx, sighting, *token).await?,

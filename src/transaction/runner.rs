@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::core::Core;
 use super::dialect::{Source, Transact};
-use super::outcome::{Item, Known, Misuse, Outcome, Pinned, Spot, Why, Work};
+use super::holding::Holding;
+use super::outcome::{Item, Known, Misuse, Outcome, Spot, Why, Work};
 use super::sealed::Sealed;
 use super::trial::{Batch, Outcomes, Rules, Stop, Wrote};
 use super::windows::{Held, Verdict};
@@ -71,12 +72,12 @@ impl<DB: Sealed> Core<DB> {
     ) -> Vec<Outcome<W::Value, W::Error>> {
         let batch = Batch {
             items,
-            held: self.held_of(items),
+            held: self.holding(items),
             decided: items.iter().map(|_| None).collect(),
             blocked: HashSet::new(),
             rules,
         };
-        let queue = parts(items, self.settings.most);
+        let queue = parts(items, &batch.held, self.settings.most);
         let outcomes = items.iter().map(|_| None).collect();
         let mut run = Run { core: self, work, batch, outcomes, queue, down: None };
         while let Some(part) = run.queue.pop_front() {
@@ -84,30 +85,6 @@ impl<DB: Sealed> Core<DB> {
         }
         let outcomes = run.outcomes.into_iter();
         outcomes.map(|outcome| outcome.unwrap_or(Outcome::NotBegun)).collect()
-    }
-
-    pub(super) fn held_of(&self, items: &[Item]) -> Vec<Option<Arc<Held>>> {
-        let mut last: Option<(&Item, Option<Arc<Held>>)> = None;
-        let mut held = Vec::with_capacity(items.len());
-        for item in items {
-            let Some(Spot::Position) = item.spot else {
-                held.push(None);
-                continue;
-            };
-            let found = match &last {
-                Some((other, found))
-                    if matches!((&other.held, &item.held), (Pinned::Free, Pinned::Free))
-                        && other.origin.partition == item.origin.partition
-                        && other.origin.topic == item.origin.topic =>
-                {
-                    found.clone()
-                }
-                _ => self.held_by(item),
-            };
-            held.push(found.clone());
-            last = Some((item, found));
-        }
-        held
     }
 }
 
@@ -160,36 +137,33 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
     }
 
     /// Answers what memory knows; what is left is to be tried.
-    async fn screen(&mut self, places: Vec<usize>) -> Result<Vec<usize>, Fault> {
-        let mut doubtful: Vec<Arc<Held>> = Vec::new();
-        for held in places.iter().filter_map(|at| self.batch.held[*at].as_ref()) {
-            if held.is_in_doubt() && !doubtful.iter().any(|other| Arc::ptr_eq(other, held)) {
-                doubtful.push(Arc::clone(held));
-            }
-        }
+    async fn screen(&mut self, places: &[usize]) -> Result<Vec<usize>, Fault> {
+        let held = &self.batch.held;
+        let is_of = |held: &Arc<Held>| {
+            places.iter().any(|at| self.batch.held.get(*at).is_some_and(|own| Arc::ptr_eq(own, held)))
+        };
+        let doubtful = held.all().iter().filter(|held| held.is_in_doubt() && is_of(held));
+        let doubtful: Vec<Arc<Held>> = doubtful.cloned().collect();
         self.core.resolve(&doubtful).await?;
+        let verdicts = self.batch.held.look(self.batch.items, places);
         let mut left = Vec::with_capacity(places.len());
-        for at in places {
+        for (&at, verdict) in places.iter().zip(verdicts) {
             let item = &self.batch.items[at];
             if item.row.is_some_and(|row| self.batch.blocked.contains(&row)) {
                 self.answer(at, Outcome::NotBegun);
                 continue;
             }
-            match (&item.spot, &self.batch.held[at]) {
-                (Some(Spot::Position), Some(held)) => match held.look(item.origin.offset) {
-                    Verdict::Finished => self.answer(at, Outcome::Known(Known::Redelivered(None))),
-                    Verdict::Fenced => self.answer(at, Outcome::Fenced),
-                    Verdict::New { .. } => left.push(at),
-                },
-                (Some(Spot::Position), None) => self.answer(at, Outcome::Fenced),
-                _ => left.push(at),
+            match verdict {
+                Some(Verdict::Finished) => self.answer(at, Outcome::Known(Known::Redelivered(None))),
+                Some(Verdict::Fenced) => self.answer(at, Outcome::Fenced),
+                Some(Verdict::New { .. }) | None => left.push(at),
             }
         }
         Ok(left)
     }
 
     async fn step(&mut self, mut part: Part) {
-        match self.screen(part.places.clone()).await {
+        match self.screen(&part.places).await {
             Ok(places) => part.places = places,
             Err(fault) => return self.faulted(part, fault).await,
         }
@@ -397,10 +371,14 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
 }
 
 /// Parts of a batch, in order: no message twice in one, and no more than so many.
-fn parts(items: &[Item], most: usize) -> VecDeque<Part> {
+fn parts(items: &[Item], held: &Holding, most: usize) -> VecDeque<Part> {
     let mut queue = VecDeque::new();
     let mut rest: Vec<usize> = (0..items.len()).collect();
-    let apart = items.windows(2).all(|pair| matches!(pair, [one, two] if one.is_before(two)));
+    let apart = held.is_apart(items);
+    if apart && are_others(items) {
+        queue.extend(rest.chunks(most.max(1)).map(|places| Part::of(places.to_vec())));
+        return queue;
+    }
     while !rest.is_empty() {
         let mut seen: HashSet<Twin<'_>> = HashSet::with_capacity(rest.len());
         let mut waiting: HashSet<u64> = HashSet::new();
@@ -424,6 +402,17 @@ fn parts(items: &[Item], most: usize) -> VecDeque<Part> {
         rest = later;
     }
     queue
+}
+
+/// Whether no two of these have one record, and none has a producer's number: as it mostly is.
+fn are_others(items: &[Item]) -> bool {
+    if items.iter().any(|item| matches!(item.spot, Some(Spot::Sequence { .. }))) {
+        return false;
+    }
+    let keys = items.iter().filter_map(|item| item.record.as_ref());
+    let mut keys: Vec<u128> = keys.map(|record| u128::from_be_bytes(*record.key.as_bytes())).collect();
+    keys.sort_unstable();
+    keys.is_sorted_by(|one, two| one < two)
 }
 
 /// By what two items are one message.

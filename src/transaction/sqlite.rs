@@ -36,6 +36,8 @@ fn bound(sources: &[Source], size: usize) -> Result<SqliteArguments, Error> {
 
 impl Transact for Sqlite {
     const ONE_WRITER: bool = true;
+    // A page that stood when a savepoint was set is copied before it changes, and records change a page for each message.
+    const GUARDS_LATE: bool = true;
 
     /// The write lock is taken at once: a transaction that read first could not get it while another one writes, and would fail without
     /// waiting. How long it waits is the pool's own `busy_timeout`: the whole file is locked, so nothing else could go on meanwhile.
@@ -129,6 +131,23 @@ impl Transact for Sqlite {
         shifts: &[Shift],
     ) -> Result<u64, Error> {
         let (table, clock) = (quoted(table), self.clock());
+        // What is counted as changed after a release is what was changed before it: so the rows are.
+        if let [shift] = shifts {
+            let text = format!(
+                "RELEASE SAVEPOINT hapax_batch; UPDATE {table} SET next = ?1, state = ?2, note = coalesce(?3, note), time = {clock} \
+                 WHERE source = ?4 AND fence = ?5 RETURNING 1"
+            );
+            let mut arguments = SqliteArguments::default();
+            let mut add = || {
+                arguments.add(shift.next)?;
+                arguments.add(shift.state.clone())?;
+                arguments.add(shift.note.clone())?;
+                arguments.add(shift.source.to_vec())?;
+                arguments.add(shift.fence)
+            };
+            add().map_err(Error::Encode)?;
+            return Ok(sqlx::query_with(AssertSqlSafe(text), arguments).fetch_all(conn).await?.len() as u64);
+        }
         let mut text = "RELEASE SAVEPOINT hapax_batch".to_owned();
         for shift in shifts {
             let note = shift.note.as_ref().map(|note| format!(", note = x'{}'", hex(note)));
@@ -143,7 +162,6 @@ impl Transact for Sqlite {
                 shift.fence,
             );
         }
-        // What is counted as changed after a release is what was changed before it: so the rows are.
         Ok(sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(conn).await?.len() as u64)
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::core::{Core, finish};
 use super::dialect::{Shift, Transact};
 use super::guard::{Called, bounded, called};
+use super::holding::Holding;
 use super::link::{Committed, Tx, sorted};
 use super::moving::Moving;
 use super::outcome::{Item, Known, Misuse, Outcome, Spot, Why, Work};
@@ -14,7 +15,7 @@ use super::plan::{Plan, Ready, Sources};
 use super::records::ending;
 use super::sealed::Sealed;
 use super::windows::Held;
-use crate::record::{Owner, Sighting, State, Token};
+use crate::record::{Sighting, State, Token};
 use crate::retry::Retry;
 use crate::store::cells::Ending;
 use crate::store::sql::Fault;
@@ -34,8 +35,8 @@ pub(crate) struct Rules {
 /// What is known of a batch from one try to the next.
 pub(super) struct Batch<'a, E> {
     pub(super) items: &'a [Item],
-    /// The windows of the partitions, for each item.
-    pub(super) held: Vec<Option<Arc<Held>>>,
+    /// The windows of the partitions.
+    pub(super) held: Holding,
     /// Attempts that failed already, with effects that are gone: not run again.
     pub(super) decided: Vec<Option<Why<E>>>,
     /// Rows that may not go on.
@@ -109,7 +110,6 @@ impl<DB: Sealed> Core<DB> {
         brief: bool,
         careful: bool,
     ) -> Result<Outcomes<W::Value, W::Error>, Stop<W::Value, W::Error>> {
-        let owner = Owner::new(self.random());
         let mut trial: Trial<'_, DB, W> = Trial {
             core: self,
             tx: self.begin_guarded(brief).await?,
@@ -120,13 +120,17 @@ impl<DB: Sealed> Core<DB> {
             outcomes: Vec::with_capacity(places.len()),
             wrote: Wrote::default(),
             endings: Vec::new(),
-            finished: Vec::new(),
+            finished: Vec::with_capacity(places.len()),
             failed: Vec::new(),
             blocked: batch.blocked.clone(),
             values: Vec::new(),
             ran: false,
         };
-        let plans = match trial.plan(batch, places, owner).await {
+        let planned = match trial.plan(batch, places).await {
+            Ok(plans) => trial.guard().await.map(|()| plans),
+            Err(fault) => Err(fault),
+        };
+        let plans = match planned {
             Ok(plans) => plans,
             Err(fault) => {
                 // What was refused leaves a connection that is as good as any.
@@ -160,6 +164,14 @@ enum Left<T, E> {
 type Step<T, E> = Result<(), Left<T, E>>;
 
 impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
+    /// Sets the batch's savepoint, if that was not done when the transaction began.
+    async fn guard(&mut self) -> Result<(), Fault> {
+        if !self.core.guards_late() {
+            return Ok(());
+        }
+        DB::DIALECT.guard(self.tx.conn()?).await.map_err(|error| sorted::<DB::Dialect>(&error))
+    }
+
     /// Runs the handler for each message, one after the other.
     async fn each(
         &mut self,

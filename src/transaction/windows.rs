@@ -38,6 +38,16 @@ struct Inner {
     doubt: Option<Pending>,
 }
 
+/// A look at a window.
+pub(super) struct Looking<'a>(MutexGuard<'a, Inner>);
+
+impl Looking<'_> {
+    /// What is known of a message.
+    pub(super) fn look(&self, offset: i64) -> Verdict {
+        self.0.verdict(self.0.window.known(offset))
+    }
+}
+
 /// Moves on their way into the table.
 #[derive(Clone, Debug)]
 pub(super) struct Pending {
@@ -128,8 +138,12 @@ impl Held {
 
     /// What is known of a message.
     pub(super) fn look(&self, offset: i64) -> Verdict {
-        let inner = self.lock();
-        inner.verdict(inner.window.known(offset))
+        self.looking().look(offset)
+    }
+
+    /// To look at many messages at once. Nothing moves meanwhile: not to be kept.
+    pub(super) fn looking(&self) -> Looking<'_> {
+        Looking(self.lock())
     }
 
     /// Whether a message that counts as finished can be another one than the one that was: at its offset stands one that is younger than
@@ -159,7 +173,7 @@ impl Held {
     /// What to write for these moves; `None` if one of them is finished already. `moving` is held.
     pub(super) fn pending(&self, finished: &[(i64, Option<i64>)], failed: &[(i64, u32)]) -> Option<Pending> {
         let inner = self.lock();
-        let mut moves = Moves::new();
+        let mut moves = Moves::with_room(finished.len());
         let mut newest = inner.newest;
         for (offset, stamp) in finished {
             if inner.window.is_finished(*offset) {

@@ -32,6 +32,12 @@ impl Moves {
         Self { finished: Vec::new(), failed: Vec::new() }
     }
 
+    /// Nothing, with room for so many finished.
+    #[cfg_attr(not(any(feature = "sqlite", feature = "postgres", feature = "mysql")), allow(dead_code))]
+    pub(crate) fn with_room(finished: usize) -> Self {
+        Self { finished: Vec::with_capacity(finished), failed: Vec::new() }
+    }
+
     /// This offset is finished.
     pub fn finish(&mut self, offset: i64) {
         self.finished.push(offset);

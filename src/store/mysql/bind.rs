@@ -47,7 +47,7 @@ pub(super) fn token(number: usize) -> String {
 /// The text of a call. An insert's two single values, owner and lease, would have to be bound again for each row, which costs a
 /// fifth of its speed. They are whole numbers, and the same in almost every call: they are written out, in decimal.
 pub(super) fn written(call: &Call<'_>) -> Arc<str> {
-    if !matches!(call.statement, Statement::Insert | Statement::Remember) {
+    if call.statement != Statement::Insert {
         return Arc::clone(&call.text);
     }
     let mut text = call.text.to_string();
@@ -120,7 +120,7 @@ impl Bound<'_> {
         for row in 0..size {
             for expr in exprs {
                 match *expr {
-                    Expr::Const(_) | Expr::Scalar(_) | Expr::Now | Expr::NowAndScalar(_) => {}
+                    Expr::Const(_) | Expr::Scalar(_) | Expr::Now | Expr::NowAndScalar(_) | Expr::Owner(_) => {}
                     Expr::Field(number) => {
                         if let Some(column) = self.values.columns.get(number) {
                             value_to(&mut self.arguments, column, Some(row.min(last)))?;

@@ -14,6 +14,10 @@ use crate::store::sql::{Call, Dialect, Expr, Fault, Field, Join, Kind, Layout, M
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mysql;
 
+/// Where a transaction keeps its owner, which is another one each time: a text with a number in it would be prepared anew for each batch, and
+/// as many values as a batch has take longer to prepare than to write.
+pub(crate) const OWNER: &str = "@hapax_owner";
+
 /// State and attempts, which each database keeps in types of its own.
 fn numbers(row: &MySqlRow) -> Result<(i64, i64), Error> {
     Ok((row.try_get::<u8, _>(3)?.into(), row.try_get::<u32, _>(4)?.into()))
@@ -69,6 +73,7 @@ impl Dialect for Mysql {
                 Expr::Scalar(number) => bind::token(*number),
                 Expr::Now => now.to_owned(),
                 Expr::NowAndScalar(number) => format!("{now} + {}", bind::token(*number)),
+                Expr::Owner(_) => OWNER.to_owned(),
             })
             .collect();
         // IGNORE counts what it inserted and nothing else, whereas sqlx asks for *found* rows, which makes ON DUPLICATE KEY

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use sqlx::ConnectOptions;
 use sqlx::mysql::{MySqlConnectOptions, MySqlPool};
 
-pub(crate) use self::dialect::Mysql;
+pub(crate) use self::dialect::{Mysql, OWNER};
 use super::sql::{CONNECTIONS, Dialect, Engine, sql_store};
 use super::{Ask, Batch, DedupStore, Description, Purged, Report, Retention, StoreError, cells};
 use crate::identity::Key;

@@ -60,6 +60,9 @@ pub(crate) trait Dialect: Debug + Clone + Send + Sync + 'static {
     /// Whether locks are held on rows, so that a smaller batch may get through.
     const LOCKS_ROWS: bool;
 
+    /// How an insert from a table begins and ends that leaves alone what stands.
+    const IGNORING: [&'static str; 2] = ["INSERT", " ON CONFLICT DO NOTHING"];
+
     /// The clock, in milliseconds. Naming it makes a statement that waits for a lock give up after `patience`, where
     /// that is not a setting of the connection.
     fn now(&self, patience: Duration) -> String;

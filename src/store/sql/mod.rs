@@ -19,6 +19,8 @@ pub(crate) use fault::Fault;
 pub(crate) use name::TableName;
 #[cfg(feature = "sqlite")]
 pub(crate) use rows::Raw;
+#[cfg(feature = "mysql")]
+pub(crate) use rows::owner_bits;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(crate) use rows::reading;
 pub(crate) use rows::{Column, Kind, Reading, Scalar, Values};

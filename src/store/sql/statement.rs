@@ -26,6 +26,8 @@ pub(crate) enum Expr {
     Now,
     /// The store's clock and a single value.
     NowAndScalar(usize),
+    /// Whoever owns this transaction: a single value, by number from 0, unless the transaction itself says who it is.
+    Owner(usize),
     /// A column of the batch, by number from 0.
     Field(usize),
 }
@@ -241,7 +243,7 @@ pub(crate) const REMEMBER_EXPRS: &[Expr] = &[
     Expr::Field(1),
     Expr::Const("2"),
     Expr::Const("1"),
-    Expr::Scalar(0),
+    Expr::Owner(0),
     Expr::Const("1"),
     Expr::Now,
     Expr::Field(2),
@@ -432,14 +434,15 @@ pub(crate) fn insert_select<D: Dialect>(
         .iter()
         .map(|expr| match *expr {
             Expr::Const(text) => text.to_owned(),
-            Expr::Scalar(number) => D::placeholder(number + 1, Kind::Int),
+            Expr::Scalar(number) | Expr::Owner(number) => D::placeholder(number + 1, Kind::Int),
             Expr::Now => now.to_owned(),
             Expr::NowAndScalar(number) => format!("{now} + {}", D::placeholder(number + 1, Kind::Int)),
             Expr::Field(number) => format!("u.{}", fields.get(number).map_or("", |field| field.0)),
         })
         .collect();
+    let [insert, end] = D::IGNORING;
     format!(
-        "INSERT INTO {table} ({}) SELECT {} FROM {} AS u WHERE true ON CONFLICT DO NOTHING",
+        "{insert} INTO {table} ({}) SELECT {} FROM {} AS u WHERE true{end}",
         columns.join(", "),
         exprs.join(", "),
         D::source(fields, scalars + 1, size),

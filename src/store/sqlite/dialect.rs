@@ -44,6 +44,8 @@ impl Dialect for Sqlite {
     // The connection's thread ends the statement, and none opens a transaction.
     const SURVIVES_CANCEL: bool = true;
     const LOCKS_ROWS: bool = false;
+    // One that might fail half-way (a null where none may be: there are none) would copy each page that it writes inside a transaction, to go back to.
+    const IGNORING: [&'static str; 2] = ["INSERT OR IGNORE", ""];
 
     fn schema(layout: Layout) -> &'static str {
         match layout {
