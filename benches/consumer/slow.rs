@@ -10,7 +10,7 @@ use crate::figures::{Bar, Failure, Figures, Run, Side};
 use crate::kinds::Kind;
 use crate::modes::topic;
 use crate::ours::Clock;
-use crate::topics::{Filling, PAYLOAD, Topics, config};
+use crate::topics::{Filling, Topics, config};
 
 const CONCURRENCY: usize = 1_000;
 const WAIT: Duration = Duration::from_millis(10);
@@ -19,7 +19,7 @@ pub async fn measure(figures: &mut Figures, topics: &mut Topics) -> Result<(), F
     let Some(kind) = Kind::available().0.into_iter().find(|kind| matches!(kind, Kind::Redis(_))) else { return Ok(()) };
     let messages = figures.args.number("messages") / 4;
     let names = ["slow_by_key", "slow_by_key_timer"];
-    let filling = Filling { messages, ids: messages, keys: CONCURRENCY, payload: PAYLOAD };
+    let filling = Filling { keys: CONCURRENCY, ..Filling::distinct(messages) };
     let topic = topic(figures, topics, &names, filling).await?;
     let brokers = topics.brokers.clone();
     let ideal = async |side| match side {

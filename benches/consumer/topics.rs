@@ -10,6 +10,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
+use crate::data::spread;
 use crate::figures::Failure;
 use crate::kinds::unique;
 
@@ -26,12 +27,24 @@ pub struct Filling {
     /// Different record keys, in turn; 0 for null keys.
     pub keys: usize,
     pub payload: usize,
+    /// Ids in no order, as UUIDs are; otherwise they ascend.
+    pub spread: bool,
 }
 
 impl Filling {
     /// Every message with an id of its own, and no key.
     pub const fn distinct(messages: usize) -> Self {
-        Self { messages, ids: messages, keys: 0, payload: PAYLOAD }
+        Self { messages, ids: messages, keys: 0, payload: PAYLOAD, spread: false }
+    }
+}
+
+impl Filling {
+    fn id(&self, n: usize) -> String {
+        let number = (n % self.ids) as u64;
+        match self.spread {
+            true => spread(number, self.ids as u64).iter().map(|byte| format!("{byte:02x}")).collect(),
+            false => format!("{number:032x}"),
+        }
     }
 }
 
@@ -91,7 +104,7 @@ fn produce(brokers: &str, topic: &str, filling: Filling) -> Result<(), Failure> 
     let producer = producer(brokers, 20)?;
     let payload = vec![7_u8; filling.payload];
     for n in 0..filling.messages {
-        let id = format!("{:032x}", n % filling.ids);
+        let id = filling.id(n);
         let key = (filling.keys > 0).then(|| format!("key {}", n % filling.keys));
         let header = OwnedHeaders::new().insert(Header { key: "message-id", value: Some(&id) });
         let partition = (n % PARTITIONS as usize) as i32;

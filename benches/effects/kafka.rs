@@ -26,7 +26,11 @@ pub async fn measure<B: Base>(figures: &mut Figures, topics: &mut Topics) -> Res
     let names = ["hand_written_batch", "hand_written"].map(|name| format!("{}_{name}", B::WORD));
     let messages = figures.args.number("messages");
     let wanted = !figures.args.list && names.iter().any(|name| figures.wants(name));
-    let topic = if wanted { topics.with(Filling::distinct(messages)).await? } else { String::new() };
+    let topic = if wanted {
+        topics.with(Filling { spread: true, ..Filling::distinct(messages) }).await?
+    } else {
+        String::new()
+    };
     let brokers = topics.brokers.clone();
     let batch = async |side| match side {
         Side::Ours => ours::<B>(&brokers, &topic, messages, true).await,

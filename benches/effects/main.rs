@@ -20,6 +20,9 @@
 //! | `hand_written` | the consumer, with records and a handler of one message | for each message: a transaction, its id, its effect, commit |
 //! | `…_wal_bytes`, `…_table_bytes` | bytes a message: written to the log, and kept by all tables | the same loops by hand |
 //!
+//! Ids are 128 bits in no order, as UUIDs are: what finds them again is as scattered for either side. Ids that ascend would be in the loop by
+//! hand's favour, whose index then grows at its end; here the key is a digest of the identity, and any id is as good as any other.
+//!
 //! The loops by hand remember an id and a time for each message, and know no conflict, no attempts, and no answer to a message that fails.
 //!
 //! Services come from the environment (`scripts/services env`); without them only SQLite is measured, and without Kafka no consumer.

@@ -30,7 +30,7 @@ pub fn terms(owner: u64) -> Terms {
 }
 
 /// Keys spread as digests are; no two calls give the same.
-fn spread(n: u64, salt: u64) -> [u8; 16] {
+pub fn spread(n: u64, salt: u64) -> [u8; 16] {
     let mix = |mut x: u64| {
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
