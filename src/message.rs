@@ -39,6 +39,43 @@ pub trait MessageView {
     fn for_each_header(&self, show: &mut dyn FnMut(&str, Option<&[u8]>));
 }
 
+/// [`MessageView`] for a message of ours whose own methods say the same.
+#[cfg(any(feature = "kafka", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+macro_rules! views_itself {
+    ($message:ty) => {
+        impl $crate::message::MessageView for $message {
+            fn topic(&self) -> &str {
+                self.topic()
+            }
+            fn partition(&self) -> i32 {
+                self.partition()
+            }
+            fn offset(&self) -> i64 {
+                self.offset()
+            }
+            fn timestamp_ms(&self) -> Option<i64> {
+                self.timestamp_ms()
+            }
+            fn key(&self) -> Option<&[u8]> {
+                self.key()
+            }
+            fn payload(&self) -> Option<&[u8]> {
+                self.payload()
+            }
+            fn header(&self, name: &str) -> Option<&[u8]> {
+                self.header(name)
+            }
+            fn for_each_header(&self, show: &mut dyn FnMut(&str, Option<&[u8]>)) {
+                for (name, value) in self.headers() {
+                    show(name, value);
+                }
+            }
+        }
+    };
+}
+#[cfg(any(feature = "kafka", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use views_itself;
+
 macro_rules! forward {
     ($($type:ty),*) => {$(
         impl<M: MessageView + ?Sized> MessageView for $type {

@@ -120,34 +120,7 @@ impl Message {
     }
 }
 
-impl MessageView for Message {
-    fn topic(&self) -> &str {
-        self.topic()
-    }
-    fn partition(&self) -> i32 {
-        self.partition()
-    }
-    fn offset(&self) -> i64 {
-        self.offset()
-    }
-    fn timestamp_ms(&self) -> Option<i64> {
-        self.timestamp_ms()
-    }
-    fn key(&self) -> Option<&[u8]> {
-        self.key()
-    }
-    fn payload(&self) -> Option<&[u8]> {
-        self.payload()
-    }
-    fn header(&self, name: &str) -> Option<&[u8]> {
-        self.header(name)
-    }
-    fn for_each_header(&self, show: &mut dyn FnMut(&str, Option<&[u8]>)) {
-        for (name, value) in self.headers() {
-            show(name, value);
-        }
-    }
-}
+crate::message::views_itself!(Message);
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -222,41 +222,7 @@ impl fmt::Debug for Message {
     }
 }
 
-impl MessageView for Message {
-    fn topic(&self) -> &str {
-        self.topic()
-    }
-
-    fn partition(&self) -> i32 {
-        self.partition()
-    }
-
-    fn offset(&self) -> i64 {
-        self.offset()
-    }
-
-    fn timestamp_ms(&self) -> Option<i64> {
-        self.timestamp_ms()
-    }
-
-    fn key(&self) -> Option<&[u8]> {
-        self.key()
-    }
-
-    fn payload(&self) -> Option<&[u8]> {
-        self.payload()
-    }
-
-    fn header(&self, name: &str) -> Option<&[u8]> {
-        self.header(name)
-    }
-
-    fn for_each_header(&self, show: &mut dyn FnMut(&str, Option<&[u8]>)) {
-        for (name, value) in self.headers() {
-            show(name, value);
-        }
-    }
-}
+crate::message::views_itself!(Message);
 
 /// Headers in one buffer, as they stand in the table: for each, the length of its name (4 bytes, big-endian), its name, the length of its
 /// value (4 bytes; all ones: null), its value.

@@ -6,7 +6,7 @@ use super::outcome::Misuse;
 use crate::identity::IdentityError;
 use crate::record::Seen;
 use crate::store::StoreError;
-use crate::wrapper::{At, BatchDone, Done, Failure};
+use crate::wrapper::{At, BatchDone, Done, Failure, conflict};
 
 /// Why a message was not finished. None of these may be committed to Kafka. Closed: match on it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -36,10 +36,7 @@ pub enum TransactError<E: fmt::Debug + fmt::Display> {
         error: IdentityError,
     },
     /// The identity was used by a message that said something else. Not retryable.
-    #[error(
-        "{at} has the identity of {earlier}, and says something else: mend the producer, choose another identity, or \
-         choose `OnConflict::Skip` or `OnConflict::Handle`", earlier = At(.first.origin.clone())
-    )]
+    #[error("{}", conflict(.at, .first))]
     Conflict {
         /// The message.
         at: At,

@@ -99,10 +99,7 @@ pub enum HandleError<E: fmt::Debug + fmt::Display> {
         error: IdentityError,
     },
     /// The identity was used by a message that said something else. Not retryable.
-    #[error(
-        "{at} has the identity of {earlier}, and says something else: mend the producer, choose another identity, or \
-         choose `OnConflict::Skip` or `OnConflict::Handle`", earlier = At(.first.origin.clone())
-    )]
+    #[error("{}", conflict(.at, .first))]
     Conflict {
         /// The message.
         at: At,
@@ -124,6 +121,15 @@ impl<E: fmt::Debug + fmt::Display> HandleError<E> {
             Self::Identity { .. } | Self::Conflict { .. } => false,
         }
     }
+}
+
+/// What an error says of a message that is in conflict with an earlier one.
+pub(crate) fn conflict(at: &At, first: &Seen) -> String {
+    let earlier = At(first.origin.clone());
+    format!(
+        "{at} has the identity of {earlier}, and says something else: mend the producer, choose another identity, or \
+         choose `OnConflict::Skip` or `OnConflict::Handle`"
+    )
 }
 
 /// What was being done when the store failed.

@@ -53,7 +53,7 @@ pub use counts::Counts;
 #[cfg_attr(not(feature = "kafka"), allow(unused_imports))]
 pub(crate) use described::Described;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) use done::finished;
+pub(crate) use done::{conflict, finished};
 pub use done::{At, BatchDone, CallError, Commit, Done, HandleError, Stage, Unsettled};
 #[cfg(feature = "json")]
 pub use keep::AsJson;

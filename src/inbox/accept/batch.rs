@@ -14,7 +14,7 @@ use crate::store::StoreError;
 use crate::store::sql::Fault;
 use crate::transaction::intake::{Failed, Item, Known, Outcome, Prepared, Rules, Why, Work};
 use crate::transaction::{Assigned, TransactionalDatabase};
-use crate::wrapper::{At, Commit, Failure, commits};
+use crate::wrapper::{At, Commit, Failure, commits, conflict};
 
 /// What became of a message that was handed in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub enum AcceptError {
         at: At,
     },
     /// The identity stands with something else. Not retryable.
-    #[error("{at} has the identity of {earlier}, and says something else: mend the producer, choose another identity, or choose `OnConflict::Skip` or `OnConflict::Handle`", earlier = At(.first.origin.clone()))]
+    #[error("{}", conflict(.at, .first))]
     Conflict {
         /// The message.
         at: At,

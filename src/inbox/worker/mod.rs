@@ -215,8 +215,30 @@ pub enum WorkError {
         summary: Box<WorkSummary>,
     },
     /// The thread that drives the worker is gone: it could not be started, or an observer panicked. What was in hand is found when its lease is over.
+    /// Retryable.
     #[error("the thread that drives the worker is gone")]
     Gone,
+}
+
+impl WorkError {
+    /// Whether starting again, without a change, can help: what a supervisor asks.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store { source, .. } => source.is_retryable(),
+            Self::Gone => true,
+            Self::NoRuntime => false,
+        }
+    }
+
+    /// What was done before, where that is known.
+    #[must_use]
+    pub fn summary(&self) -> Option<&WorkSummary> {
+        match self {
+            Self::Store { summary, .. } => Some(summary),
+            Self::NoRuntime | Self::Gone => None,
+        }
+    }
 }
 
 impl<DB: TransactionalDatabase> Worker<DB> {
