@@ -52,9 +52,9 @@ pub(crate) use counts::Counters;
 pub use counts::Counts;
 #[cfg_attr(not(feature = "kafka"), allow(unused_imports))]
 pub(crate) use described::Described;
+pub use done::{At, BatchDone, CallError, Commit, Done, HandleError, Stage, Unsettled};
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use done::{conflict, finished};
-pub use done::{At, BatchDone, CallError, Commit, Done, HandleError, Stage, Unsettled};
 #[cfg(feature = "json")]
 pub use keep::AsJson;
 pub use keep::{Kept, Unkept};

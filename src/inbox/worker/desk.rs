@@ -390,8 +390,17 @@ mod tests {
 
     fn desk(whole: bool, capacity: usize, batch: usize) -> Desk {
         let lease = Duration::from_secs(30);
-        let config =
-            Config { capacity, whole, by_key: false, batch, single: false, lease, belled: false, poll: None, retains: false };
+        let config = Config {
+            capacity,
+            whole,
+            by_key: false,
+            batch,
+            single: false,
+            lease,
+            belled: false,
+            poll: None,
+            retains: false,
+        };
         let mut desk = Desk::new(config);
         assert_eq!(desk.next(Time::ZERO), Some(Act::Sweep), "whoever died before is looked for first");
         desk.swept(Some(0), 0);
