@@ -170,6 +170,9 @@ impl Consumer {
     /// but never more than half of `max.poll.interval.ms`.
     ///
     /// A handler that takes longer is dropped where it waits; its message is delivered again, to whoever gets the partition.
+    ///
+    /// What a store that is away has not heard by then is told to it for as long again. So give a process twice this time and a few seconds
+    /// (Kubernetes: `terminationGracePeriodSeconds`) before it is killed.
     pub const fn drain_deadline(mut self, deadline: Duration) -> Self {
         self.wishes.drain = Some(deadline);
         self

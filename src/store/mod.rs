@@ -176,6 +176,20 @@ impl Description {
 
 /// How long a store remembers, by what a record is in.
 ///
+/// Redis forgets by itself. SQL stores, SQLite and memory do when [`purge`](DedupStore::purge) is called, and grow until then: call it now and then, in one
+/// process or in all of them.
+///
+/// ```
+/// # use hapax::Once;
+/// # use hapax::store::MemoryStore;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let once = Once::builder(MemoryStore::new()).scope("g", "h").build().await?;
+/// while once.store().purge(1_000).await?.more {}
+/// # Ok(())
+/// # }
+/// ```
+///
 /// `succeeded` must be longer than anything can be redelivered: longer than the topic's retention, and the group's offset retention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

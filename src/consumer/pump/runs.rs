@@ -134,8 +134,9 @@ impl<H: Drive> Pump<H> {
         let rolls = matches!(outcome, Outcome::Ended(Ended::Failed(_) | Ended::Unknown(_)));
         let random = if rolls { self.random() } else { 0 };
         if let Outcome::Ended(Ended::Unknown(error)) = &outcome {
-            self.said.needs_failed(&error.to_string());
-            if !error.is_retryable() {
+            if error.is_retryable() {
+                self.said.needs_failed(&error.to_string());
+            } else {
                 self.stop(Some(ticket), refused(Stage::Claim, StoreError::clone(error)));
             }
         }

@@ -73,8 +73,11 @@ impl Dead {
 }
 
 impl Said {
-    /// The store could not be asked; it is asked again.
+    /// The store could not be asked; it is asked again, unless it refuses, which ends the consumer.
     pub(super) fn store_failed(&mut self, error: &StoreError) {
+        if !error.is_retryable() {
+            return;
+        }
         if self.store.fails(Instant::now()) {
             warn!(%error, "the store is away: everything waits for it, and it is asked again");
         } else {

@@ -172,7 +172,15 @@ impl Dialect for Postgres {
                 "the server is read-only: a replica, or a primary that was one a moment ago. Connect to the primary."
                     .into(),
             ),
-            "26000" | "0A000" => Fault::Broken(format!("a prepared statement was lost ({said}).")),
+            // A statement of somebody else's under our name, or ours gone at once: not the session that we were given a moment ago.
+            "42P05" => Fault::Refused(
+                "prepared statements of others stand in its session: there is a pooler between that gives each transaction another one. \
+                 Connect to the server itself, or by a pool of sessions."
+                    .into(),
+            ),
+            "26000" | "0A000" => Fault::Broken(format!(
+                "a prepared statement was lost ({said}). Where that stays so, there is a pooler between that gives each transaction another session."
+            )),
             "40001" | "40P01" => Fault::Contended("others kept writing the same records.".into()),
             "55P03" => Fault::Locked("somebody's open transaction kept a record locked.".into()),
             "57014" => {

@@ -44,6 +44,9 @@ use crate::record::{ClaimOutcome, Extend, ExtendOutcome, Record, RequeueOutcome,
 ///
 /// Reads and writes go to the server of the URL: it must be the primary, never a replica.
 ///
+/// A pooler between that gives each *transaction* another session (PgBouncer's `pool_mode = transaction`) does not do: statements are prepared, and
+/// settings made, for a session. The first claim says so. Connect to the server itself, or by a pool of sessions.
+///
 /// # Rights
 ///
 /// `SELECT`, `INSERT`, `UPDATE` on the table; `DELETE` for [`purge`](DedupStore::purge);
