@@ -104,7 +104,8 @@ impl Records for Fake {
         let mut silent = self.0.silent.lock().unwrap();
         if let (true, Ok(answers)) = (*silent > 0, &mut answer) {
             *silent -= 1;
-            (tickets.pop(), answers.pop());
+            tickets.pop();
+            answers.pop();
         }
         Box::pin(async { SettleReply::of(tickets, answer) })
     }
