@@ -19,8 +19,7 @@ fn batch(from: i64, to: i64, partition: i32) -> Vec<Parts> {
 async fn judge<DB: Base>(world: &World<DB>, ids: impl Iterator<Item = i64>) {
     let wanted: Vec<i64> = ids.collect();
     let (messages, open) = (world.table(""), world.table("_open"));
-    let found =
-        world.numbers(&format!("SELECT stamp - 1700000000000 AS n FROM {messages} ORDER BY n")).await;
+    let found = world.numbers(&format!("SELECT stamp - 1700000000000 AS n FROM {messages} ORDER BY n")).await;
     assert_eq!(found, wanted, "{}: lost or doubled", DB::KIND);
     let text =
         format!("SELECT m.stamp - 1700000000000 AS n FROM {messages} AS m JOIN {open} AS o ON o.id = m.id ORDER BY n");

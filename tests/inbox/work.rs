@@ -190,10 +190,20 @@ const CASES: [Case; 6] = [
     // By itself: tried as often as it may be.
     Case { keys: 60, does: &[(13, Does::Fails(3))], dead: &[13], classes: &[(Class::Retryable, 3)] },
     // Its key waits for it while it may be tried again, and no longer.
-    Case { keys: 4, does: &[(9, Does::Fails(2)), (21, Does::Fails(3))], dead: &[21], classes: &[(Class::Retryable, 5)] },
+    Case {
+        keys: 4,
+        does: &[(9, Does::Fails(2)), (21, Does::Fails(3))],
+        dead: &[21],
+        classes: &[(Class::Retryable, 5)],
+    },
     Case { keys: 2, does: &[(4, Does::Gives)], dead: &[4], classes: &[(Class::Fatal, 1)] },
     // The transaction is gone with them: the others are run again without them.
-    Case { keys: 3, does: &[(7, Does::Panics), (11, Does::Hangs)], dead: &[7], classes: &[(Class::Panic, 3), (Class::Timeout, 1)] },
+    Case {
+        keys: 3,
+        does: &[(7, Does::Panics), (11, Does::Hangs)],
+        dead: &[7],
+        classes: &[(Class::Panic, 3), (Class::Timeout, 1)],
+    },
     // Those before it in its transaction were committed with it, and are not run again; or were rolled back, and are.
     Case { keys: 60, does: &[(8, Does::Ends("COMMIT"))], dead: &[8], classes: &[(Class::Fatal, 1)] },
     Case { keys: 60, does: &[(8, Does::Ends("ROLLBACK"))], dead: &[8], classes: &[(Class::Fatal, 1)] },
@@ -232,7 +242,12 @@ async fn comes_to<DB: Base>(case: &'static Case) {
     let dead = case.dead.len() as i64;
     assert_eq!(counted, [MESSAGES - dead, failed, dead, 0], "{:?}: {summary}", case.does);
     for (class, attempts) in case.classes {
-        assert_eq!(shop.world.count("_attempts", &format!("class = {}", class.code())).await, *attempts, "{:?}", case.does);
+        assert_eq!(
+            shop.world.count("_attempts", &format!("class = {}", class.code())).await,
+            *attempts,
+            "{:?}",
+            case.does
+        );
     }
     assert_eq!(shop.world.count("_attempts", "1 = 1").await, failed, "{:?}", case.does);
     assert_eq!(shop.world.count("_open", "lot = 2").await, dead, "{:?}", case.does);

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hapax::{Claim, Retry};
 use hapax::inbox::{Message, Order, WorkSummary};
+use hapax::{Claim, Retry};
 use sqlx::{MySql, Postgres};
 use tokio_util::sync::CancellationToken;
 
