@@ -380,7 +380,7 @@ impl Records for Remembered {
     }
 
     fn claimed(&self, hands: &mut dyn Hands<InHand>, reply: ClaimReply) -> Result<Vec<(Ticket, Answer)>, StoreError> {
-        let mut answers = reply.into_granted();
+        let mut answers = reply.into_granted()?;
         for (ticket, answer) in &mut answers {
             if let Some(hand) = hands.hand(*ticket) {
                 *answer = hand.take();

@@ -55,7 +55,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///   [counted and named](crate::observe::Observed::Fenced).
 /// - A topic that was deleted and made again is [refused](super::Consumer::on_reset), not skipped.
 ///
-/// Attempts that fail are counted in the row.
+/// Attempts that fail are counted in the row. So are those of a message that ends the process: what is in hand before the first move of a row after an
+/// assignment is noted there, and if the process ends before that, whoever comes next counts the attempt of each of them before it runs.
 ///
 /// ```no_run
 /// # #[cfg(feature = "postgres")]
@@ -240,16 +241,32 @@ impl<DB: TransactionalDatabase> Records for Stored<DB> {
     }
 
     fn claim(&self, hands: &mut dyn Hands<InHand>, tickets: &[Ticket], attempts: NonZeroU32) -> Call<ClaimReply> {
+        let most = attempts.get();
+        let mut new = Vec::new();
         for ticket in tickets {
             if let Some(hand) = hands.hand(*ticket) {
-                hand.most = attempts.get();
+                hand.most = most;
+                if self.0.core.must_note(&hand.item, most) {
+                    new.push(hand.item.clone());
+                }
             }
         }
-        ClaimReply::granted(tickets)
+        let granted = ClaimReply::granted(tickets);
+        if new.is_empty() {
+            return granted;
+        }
+        let core = Arc::clone(&self.0.core);
+        let noted = self.0.threads.run(move || async move { core.about_to_run(&new, most).await });
+        Box::pin(async move {
+            match noted.await.unwrap_or_else(|_| Err(gone("note what is about to run"))) {
+                Ok(()) => granted.await,
+                Err(error) => ClaimReply::failed(error),
+            }
+        })
     }
 
     fn claimed(&self, hands: &mut dyn Hands<InHand>, reply: ClaimReply) -> Result<Vec<(Ticket, Answer)>, StoreError> {
-        let mut answers = reply.into_granted();
+        let mut answers = reply.into_granted()?;
         for (ticket, answer) in &mut answers {
             let Some(hand) = hands.hand(*ticket) else { continue };
             *answer = match self.0.core.verdict(&hand.item) {

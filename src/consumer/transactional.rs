@@ -66,8 +66,10 @@ impl<DB: TransactionalDatabase> Transactional<DB> {
     /// committed of the messages before it may be handled again: level L2 holds for handlers that leave the transaction alone. It must return the errors of its statements: one that PostgreSQL refused spoils the transaction. It should not
     /// wait for anything slow: the transaction holds its locks meanwhile.
     ///
-    /// Attempts are counted by the database when they fail. A handler that takes the process down with it is *not* counted, since nothing is
-    /// written before a transaction commits: such a message comes again and again until somebody looks.
+    /// Attempts are counted by the database when they fail. A message that takes the process down with it is counted where there is a window of its
+    /// partition: what is in hand before the first commit after an assignment is noted there, which costs nothing later. A new owner that finds such
+    /// a note runs those messages one by one, and counts the attempt of each before it begins. So that message ends one or two processes more than it has
+    /// attempts, and then is given up, alone. With records alone it is *not* counted: it comes again and again until somebody looks.
     ///
     /// # Cancel safety
     ///
@@ -316,7 +318,13 @@ impl Kept {
             Prepared::Item(item) => (item, None),
             Prepared::Refused(error, item) => (item, Some(error)),
         };
-        Arc::new(Self { item, refused, dead_after: AtomicU32::new(0), fenced: AtomicBool::new(false), first: OnceLock::new() })
+        Arc::new(Self {
+            item,
+            refused,
+            dead_after: AtomicU32::new(0),
+            fenced: AtomicBool::new(false),
+            first: OnceLock::new(),
+        })
     }
 
     /// The same that a claim would have been answered.
@@ -510,7 +518,7 @@ impl<DB: TransactionalDatabase> Records for Remembering<DB> {
     }
 
     fn claimed(&self, _: &mut dyn Hands<InHand>, reply: ClaimReply) -> Result<Vec<(Ticket, Answer)>, StoreError> {
-        Ok(reply.into_granted())
+        reply.into_granted()
     }
 
     fn unclaimed(&self, _: &mut dyn Hands<InHand>, _: &[Ticket]) {}

@@ -157,6 +157,24 @@ fn a_lease_that_ran_out_before_the_turn_is_claimed_anew() {
 }
 
 #[test]
+fn what_was_handled_and_is_anothers_by_now_is_neither_finished_nor_committed() {
+    let mut bench = Bench::new(Config::default(), 1);
+    let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2)]);
+    bench.grant(&t);
+    bench.ran(Ran::Succeeded, &t);
+    assert_eq!(bench.settles(), [(t[0], Verdict::Succeeded), (t[1], Verdict::Succeeded)]);
+    bench.tell(Event::Settled(t.iter().map(|ticket| (*ticket, Settled::Fenced)).collect()));
+    assert!(bench.finished().is_empty(), "{:?}", bench.said);
+    assert_eq!(bench.claims(), t, "asked again: the partition may be ours anew");
+    let remaining = ms(1_000);
+    bench.tell(Event::Claimed(t.iter().map(|ticket| (*ticket, Answer::InFlight { remaining })).collect()));
+    bench.at(ms(1_500));
+    assert!(bench.commits().is_empty() && bench.starts().is_empty(), "{:?}", bench.said);
+    bench.tell(Event::Revoke { epochs: vec![Epoch::new(1)], lost: true, by: ms(2_000) });
+    assert_eq!(bench.engine.snapshot(), Snapshot::default(), "left to whoever has it now");
+}
+
+#[test]
 fn what_is_given_back_is_named_once_although_its_number_stands_in_its_lane_twice() {
     let mut bench = Bench::new(Config::default(), 1);
     let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2), (2, 0, 3)]);

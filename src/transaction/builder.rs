@@ -111,7 +111,7 @@ impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
     }
 
     /// Sets how often and when a failed message is tried again. Default: [`Retry::default`]. Attempts are counted in the database, where they
-    /// ended: one that ended with the process is not counted.
+    /// ended; one that ended with the process is counted where there is a window of positions, and only there.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self

@@ -124,11 +124,12 @@ impl<DB: TransactionalDatabase> Transactional<DB> {
         outcomes.pop().unwrap_or(Err(TransactError::NotBegun))
     }
 
-    /// Handles a batch: one transaction for all new messages of it, each under a savepoint of its own.
+    /// Handles a batch: one transaction for all new messages of it. Each has a savepoint of its own until 256 messages in a row went well; then a
+    /// batch runs without, and is run again with savepoints if one of its messages fails.
     ///
     /// `handler` is an `async |message: &M, tx: &mut PgConnection| …`. Batches of more than
     /// [`batch_size`](super::TransactionalBuilder::batch_size) are taken in parts. A message that fails is rolled back alone, its attempt recorded,
-    /// and the others commit; it is tried again after them. Never fails as a whole: each message has its outcome.
+    /// and the others commit, though their handlers may have run twice for it; it is tried again after them. Never fails as a whole: each message has its outcome.
     ///
     /// # Cancel safety
     ///

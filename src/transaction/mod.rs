@@ -15,6 +15,7 @@
 mod builder;
 #[cfg_attr(not(feature = "kafka"), allow(dead_code))]
 mod bury;
+mod caution;
 #[cfg(all(test, feature = "sqlite"))]
 mod contract;
 mod core;
@@ -108,8 +109,8 @@ use crate::wrapper::Counts;
 ///
 /// What is set for it is put back before the connection goes back to your pool.
 ///
-/// A connection that is needed again at once is not given back in between, as long as the pool has others: for a second at most, and never
-/// for more than 20 ms when nothing needs it.
+/// A connection that is needed again at once is not given back in between, as long as the pool has others: while batches follow each other, for
+/// about a second at most, and for 20 to 40 ms when nothing needs it any more.
 ///
 /// # Runtime
 ///

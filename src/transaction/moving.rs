@@ -66,6 +66,18 @@ impl Moving {
         Ok(())
     }
 
+    /// Takes a window, and computes what to note before these of its messages run, if anything. `false` if it is not known how it stands.
+    pub(super) async fn note(&mut self, held: Arc<Held>, offsets: &[i64], most: u32) -> bool {
+        let _moving = Arc::clone(&held.moving).lock_owned().await;
+        if held.is_in_doubt() {
+            return false;
+        }
+        if let Some(pending) = held.caution(offsets, most) {
+            self.parts.push(Part { held, pending, _moving });
+        }
+        true
+    }
+
     /// Commits, and notes it in the windows. To be run to its end.
     pub(super) async fn commit<DB: Sealed>(self, tx: Tx<DB>) -> Committed {
         let committed = tx.commit().await;

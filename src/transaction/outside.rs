@@ -29,6 +29,26 @@ impl<DB: Sealed> Core<DB> {
         self.held_by(item).map_or(Verdict::Fenced, |held| held.look(item.origin.offset))
     }
 
+    /// Whether it has to be noted that this message is about to run, of which `most` attempts may be. No I/O.
+    pub(crate) fn must_note(&self, item: &Item, most: u32) -> bool {
+        self.held_by(item).is_some_and(|held| held.must_note(item.origin.offset, most))
+    }
+
+    /// Notes that these messages are about to run, where that is needed. May be asked again.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], retryable where the database could not be reached.
+    pub(crate) async fn about_to_run(&self, items: &[Item], most: u32) -> Result<(), StoreError> {
+        let once = async || {
+            let held = self.holding(items);
+            self.resolve(held.all()).await?;
+            let items: Vec<_> = items.iter().enumerate().filter_map(|(at, item)| Some((item, held.get(at)?))).collect();
+            self.caution(&items, most).await
+        };
+        self.again("note what is about to run", once).await
+    }
+
     /// Moves the windows of these messages, in one transaction. Says of each whether it is noted: if not, its partition belongs to another process.
     /// May be asked again.
     ///
@@ -41,8 +61,7 @@ impl<DB: Sealed> Core<DB> {
 
     async fn note_once(&self, items: &[Item], ends: &[Ended]) -> Result<Vec<bool>, Fault> {
         let held = self.holding(items);
-        let doubtful: Vec<Arc<Held>> = held.all().iter().filter(|own| own.is_in_doubt()).cloned().collect();
-        self.resolve(&doubtful).await?;
+        self.resolve(held.all()).await?;
         let mut noted = Vec::with_capacity(items.len());
         let (mut finished, mut failed) = (Vec::new(), Vec::new());
         for (at, (item, ended)) in items.iter().zip(ends).enumerate() {

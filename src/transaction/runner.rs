@@ -149,7 +149,9 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
         let mut left = Vec::with_capacity(places.len());
         for (&at, verdict) in places.iter().zip(verdicts) {
             let item = &self.batch.items[at];
-            if item.row.is_some_and(|row| self.batch.blocked.contains(&row)) {
+            // A producer's number that waits has to be noted.
+            let numbered = matches!(item.spot, Some(Spot::Sequence { .. }));
+            if !numbered && item.row.is_some_and(|row| self.batch.blocked.contains(&row)) {
                 self.answer(at, Outcome::NotBegun);
                 continue;
             }
@@ -177,6 +179,15 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
             }
             return;
         }
+        let suspect = |at: &usize| {
+            self.batch.held.get(*at).is_some_and(|held| held.is_suspect(self.batch.items[*at].origin.offset))
+        };
+        if part.places.len() > 1 && part.places.iter().any(suspect) {
+            return self.halve(part);
+        }
+        if let Err(fault) = self.caution(&part.places).await {
+            return self.faulted(part, fault).await;
+        }
         let tried = self.core.trial(&mut self.batch, &part.places, self.work, part.brief, part.careful).await;
         let stop = match tried {
             Ok(outcomes) => {
@@ -198,6 +209,16 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
             Stop::Fenced(held) => self.fenced(part, held).await,
             Stop::Doubt { outcomes, wrote, fault } => self.doubt(part, outcomes, &wrote, fault).await,
         }
+    }
+
+    /// Notes what is about to run, where that is needed.
+    async fn caution(&self, places: &[usize]) -> Result<(), Fault> {
+        if self.batch.held.all().iter().all(|held| held.is_calm()) {
+            return Ok(());
+        }
+        let held = |at: &usize| Some((&self.batch.items[*at], self.batch.held.get(*at)?));
+        let items: Vec<_> = places.iter().filter_map(held).collect();
+        self.core.caution(&items, self.batch.rules.retry.max_attempts().get()).await
     }
 
     fn halve(&mut self, part: Part) {

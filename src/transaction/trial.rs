@@ -401,12 +401,16 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                     }
                 } else {
                     self.block(item);
+                    self.keep_number(item, Some(0));
                 }
                 Outcome::Known(known)
             }
         };
         if matches!(outcome, Outcome::Fenced) {
             self.block(item);
+        }
+        if matches!(outcome, Outcome::NotBegun) {
+            self.keep_number(item, Some(0));
         }
         self.outcomes.push((at, outcome));
         None
@@ -456,14 +460,14 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         self.outcomes.push((at, failed.outcome()));
     }
 
-    /// Notes a producer's number: finished, or so many attempts failed.
+    /// Notes a producer's number: finished, or so many attempts failed. One that waits is noted too, lest others of its source pass it into oblivion.
     fn keep_number(&mut self, item: &Item, attempts: Option<u32>) {
         if let Some(Spot::Sequence { source, number, .. }) = &item.spot
             && let Some((_, window, moved)) = self.sources.rows.get_mut(source)
         {
             *moved |= match attempts {
                 None => matches!(window.see(*number), Sequenced::New { .. }),
-                Some(0) => false,
+                Some(0) => window.wait(*number),
                 Some(attempts) => window.fail(*number, attempts),
             };
         }

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::dialect::{NEVER, Row, Shift, Source};
@@ -20,6 +21,8 @@ pub(crate) struct Held {
     /// Held from computing what is to be written until that is known to be written or not.
     pub(super) moving: Arc<tokio::sync::Mutex<()>>,
     inner: Mutex<Inner>,
+    /// Something was committed since it was taken, and nothing is left of what its former owner was in the middle of.
+    calm: AtomicBool,
 }
 
 struct Inner {
@@ -36,6 +39,12 @@ struct Inner {
     fenced: bool,
     /// What a lost commit may have written.
     doubt: Option<Pending>,
+    /// Something was committed since it was taken: nothing that is about to run is noted any more.
+    proven: bool,
+    /// What a former owner had in hand when it ended, or had failed; ascending.
+    suspects: Vec<i64>,
+    /// Suspects whose attempt is counted already, and not over.
+    counted: Vec<i64>,
 }
 
 /// A look at a window.
@@ -44,7 +53,7 @@ pub(super) struct Looking<'a>(MutexGuard<'a, Inner>);
 impl Looking<'_> {
     /// What is known of a message.
     pub(super) fn look(&self, offset: i64) -> Verdict {
-        self.0.verdict(self.0.window.known(offset))
+        self.0.verdict(self.0.known(offset))
     }
 }
 
@@ -54,6 +63,12 @@ pub(super) struct Pending {
     pub(super) moves: Moves,
     pub(super) newest: Option<i64>,
     pub(super) shift: Shift,
+    /// Suspects whose attempts this counts, before they run.
+    begins: Vec<i64>,
+    /// Those whose attempts are over by this.
+    ends: Vec<i64>,
+    /// Messages were handled.
+    proves: bool,
 }
 
 /// What a window says of a message.
@@ -99,6 +114,7 @@ impl Held {
         };
         let note = row.note.as_deref().map(|note| String::from_utf8_lossy(note).into_owned());
         let newest = note.as_deref().and_then(|note| note.strip_prefix(NEWEST)).and_then(|text| text.parse().ok());
+        let suspects = window.noted().collect();
         let inner = Inner {
             window,
             began: next.unwrap_or(0),
@@ -108,6 +124,9 @@ impl Held {
             notes: None,
             fenced: false,
             doubt: None,
+            proven: false,
+            suspects,
+            counted: Vec::new(),
         };
         let held = Self {
             topic,
@@ -116,6 +135,7 @@ impl Held {
             fence: row.fence,
             moving: Arc::default(),
             inner: Mutex::new(inner),
+            calm: AtomicBool::new(false),
         };
         Ok((held, Standing { next, note }))
     }
@@ -194,15 +214,58 @@ impl Held {
         // Where nothing is finished yet, and nobody said where reading begins, nobody is told to read from the first offset that there can be.
         let next = if row.next == 0 && !inner.placed { NEVER } else { row.next };
         let shift = Shift { source: self.source, fence: self.fence, next, state: row.state, note };
-        Some(Pending { moves, newest, shift })
+        let is_over = |own: &i64| {
+            finished.iter().any(|(offset, _)| offset == own) || failed.iter().any(|(offset, _)| offset == own)
+        };
+        let ends = inner.counted.iter().copied().filter(is_over).collect();
+        Some(Pending { moves, newest, shift, begins: Vec::new(), ends, proves: true })
+    }
+
+    /// Whether nothing is to be noted of what is about to run: one look at a flag.
+    pub(super) fn is_calm(&self) -> bool {
+        self.calm.load(Atomic::Relaxed)
+    }
+
+    /// Whether a former owner had this message in hand when it ended, or had failed.
+    pub(super) fn is_suspect(&self, offset: i64) -> bool {
+        !self.is_calm() && self.lock().is_suspect(offset)
+    }
+
+    /// Whether it has to be noted that this message is about to run, of which `most` attempts may be.
+    pub(super) fn must_note(&self, offset: i64, most: u32) -> bool {
+        !self.is_calm() && self.lock().to_note(offset, most).is_some()
+    }
+
+    /// What to write before these run. `moving` is held.
+    pub(super) fn caution(&self, offsets: &[i64], most: u32) -> Option<Pending> {
+        let inner = self.lock();
+        let (mut moves, mut begins) = (Moves::new(), Vec::new());
+        for offset in offsets {
+            let Some(attempt) = inner.to_note(*offset, most) else { continue };
+            moves.fail(*offset, attempt);
+            if attempt > 0 {
+                begins.push(*offset);
+            }
+        }
+        if moves.is_empty() {
+            return None;
+        }
+        let row = inner.window.after(&moves);
+        let next = if row.next == 0 && !inner.placed { NEVER } else { row.next };
+        let shift = Shift { source: self.source, fence: self.fence, next, state: row.state, note: None };
+        Some(Pending { moves, newest: inner.newest, shift, begins, ends: Vec::new(), proves: false })
     }
 
     /// What was written is committed.
     pub(super) fn apply(&self, pending: &Pending) {
         let mut inner = self.lock();
-        inner.window.apply(&pending.moves);
-        inner.newest = inner.newest.max(pending.newest);
+        self.applied(&mut inner, pending);
         inner.doubt = None;
+    }
+
+    fn applied(&self, inner: &mut Inner, pending: &Pending) {
+        inner.apply(pending);
+        self.calm.store(inner.proven && inner.suspects.is_empty(), Atomic::Relaxed);
     }
 
     /// What was written may be committed.
@@ -220,8 +283,7 @@ impl Held {
         };
         let doubt = doubt?;
         if (row.next, &row.state) == (doubt.shift.next, &doubt.shift.state) {
-            inner.window.apply(&doubt.moves);
-            inner.newest = inner.newest.max(doubt.newest);
+            self.applied(&mut inner, &doubt);
             return Some(true);
         }
         Some(false)
@@ -233,7 +295,11 @@ impl Held {
         let mut inner = self.lock();
         match at.cmp(&inner.window.next()) {
             // Another topic under the same name.
-            Ordering::Less => inner.window.reset(at),
+            Ordering::Less => {
+                inner.window.reset(at);
+                inner.suspects.clear();
+                inner.counted.clear();
+            }
             Ordering::Equal => inner.window.restart(),
             Ordering::Greater => {
                 inner.window.raise(at);
@@ -280,6 +346,45 @@ impl Inner {
             }
         }
         true
+    }
+
+    fn apply(&mut self, pending: &Pending) {
+        self.window.apply(&pending.moves);
+        self.newest = self.newest.max(pending.newest);
+        self.proven |= pending.proves;
+        let Self { window, suspects, .. } = self;
+        suspects.retain(|own| !window.is_finished(*own));
+        self.counted.extend(&pending.begins);
+        if !pending.ends.is_empty() {
+            self.counted.retain(|own| !pending.ends.contains(own));
+        }
+    }
+
+    fn is_suspect(&self, offset: i64) -> bool {
+        !self.suspects.is_empty() && self.suspects.binary_search(&offset).is_ok()
+    }
+
+    /// How many attempts are to be noted of a message before it runs; `None` if nothing is.
+    fn to_note(&self, offset: i64, most: u32) -> Option<u32> {
+        if self.fenced || self.window.is_finished(offset) {
+            return None;
+        }
+        if !self.is_suspect(offset) {
+            // What runs beside others is only known to have been in hand: that is no attempt yet.
+            return (!self.proven && !self.window.is_noted(offset)).then_some(0);
+        }
+        let attempts = self.window.attempts(offset);
+        (attempts < most && !self.counted.contains(&offset)).then_some(attempts + 1)
+    }
+
+    /// What is known of a message. An attempt that was counted before it ran has not failed yet.
+    fn known(&self, offset: i64) -> Known {
+        match self.window.known(offset) {
+            Known::Unfinished { attempts } if !self.counted.is_empty() && self.counted.contains(&offset) => {
+                Known::Unfinished { attempts: attempts.saturating_sub(1) }
+            }
+            known => known,
+        }
     }
 
     const fn verdict(&self, known: Known) -> Verdict {

@@ -257,6 +257,16 @@ impl Window {
         at.ok().and_then(|at| self.attempts.get(at)).map_or(0, |(_, attempts)| *attempts)
     }
 
+    /// Offsets of which attempts were noted, be it none, ascending.
+    pub(crate) fn noted(&self) -> impl Iterator<Item = i64> + '_ {
+        self.attempts.iter().map(|(offset, _)| *offset)
+    }
+
+    /// Whether attempts of this offset were noted, be it none.
+    pub(crate) fn is_noted(&self, offset: i64) -> bool {
+        self.attempts.binary_search_by_key(&offset, |(noted, _)| *noted).is_ok()
+    }
+
     /// What would be written after these moves. The window itself stays as it is: [`Window::apply`] them once that is known to be committed,
     /// and forget them if it was rolled back. Whatever is delivered in between is not lost.
     #[must_use]

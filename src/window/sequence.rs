@@ -27,8 +27,8 @@ pub enum Sequenced {
 /// What is remembered of one source of numbered messages: the highest number handled, and which of the `span` below it were.
 ///
 /// Numbers may start anywhere, come out of order, and have gaps; each is from 0 to [`u64::MAX`]. What is more than the span below the
-/// highest is *too old to tell*, unless it failed here before: failed ones are kept by number, so that a message that waits for its
-/// retry is not passed by the others into oblivion.
+/// highest is *too old to tell*, unless it failed or waited here before: those are kept by number, so that a message that waits is not passed
+/// by the others into oblivion.
 ///
 /// The number must be one that survives the producer's restart; see [`sequence`](crate::identity::sequence).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Sequences {
     high: Option<u64>,
     /// A ring: the bit of a number is at its remainder by the span. Set for handled ones in `floor..=high`, clear elsewhere.
     bits: Vec<u64>,
-    /// Failed, not handled, ascending.
+    /// Failed or waiting, not handled, ascending.
     failed: Vec<(u64, u32)>,
 }
 
@@ -48,7 +48,7 @@ impl Sequences {
     pub const SPAN: u32 = 4_096;
     /// The longest span.
     pub const MOST_SPAN: u32 = 65_536;
-    /// Failed numbers that are kept; beyond it, the lowest is forgotten.
+    /// Failed and waiting numbers that are kept; beyond it, the lowest is forgotten.
     pub const MOST_FAILED: usize = 4_096;
 
     /// A window that has seen nothing. `span` is how many numbers up to the highest are told apart: at least 64, at most
@@ -154,6 +154,13 @@ impl Sequences {
             }
         }
         true
+    }
+
+    /// Notes that a number that was not handled waits: from now on that is known of it, however far others go on. `false` if it was known, or
+    /// the number was handled, or is too old: nothing changes then.
+    pub fn wait(&mut self, number: u64) -> bool {
+        let known = self.failed.binary_search_by_key(&number, |(failed, _)| *failed).is_ok();
+        !known && self.fail(number, 0)
     }
 
     /// What is written of it. `next` is one above the highest number, or 0, for whoever looks at the row: it is not read.

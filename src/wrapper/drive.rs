@@ -137,9 +137,16 @@ impl ClaimReply {
         Box::pin(async { Self { asked: Vec::new(), busy, sent: Instant::now(), answer: Ok(Vec::new()) } })
     }
 
+    /// It could not be noted that they are about to run.
+    #[cfg_attr(not(feature = "sql"), allow(dead_code))]
+    pub(crate) fn failed(error: StoreError) -> Self {
+        Self { asked: Vec::new(), busy: Vec::new(), sent: Instant::now(), answer: Err(error) }
+    }
+
     /// Those that nobody was asked about.
-    pub(crate) fn into_granted(self) -> Vec<(Ticket, Answer)> {
-        self.busy.into_iter().map(|ticket| (ticket, Answer::Acquired { attempt: 1 })).collect()
+    pub(crate) fn into_granted(self) -> Result<Vec<(Ticket, Answer)>, StoreError> {
+        self.answer?;
+        Ok(self.busy.into_iter().map(|ticket| (ticket, Answer::Acquired { attempt: 1 })).collect())
     }
 }
 
@@ -320,7 +327,7 @@ impl Records for Nobody {
     }
 
     fn claimed(&self, _: &mut dyn Hands<()>, reply: ClaimReply) -> Result<Vec<(Ticket, Answer)>, StoreError> {
-        Ok(reply.into_granted())
+        reply.into_granted()
     }
 
     fn unclaimed(&self, _: &mut dyn Hands<()>, _: &[Ticket]) {}

@@ -382,3 +382,47 @@ everywhere! {
         assert_eq!(outside.row().await.next(), 0);
     }
 }
+
+everywhere! {
+    async fn a_message_that_ends_the_process_is_given_up<DB>() {
+        let outside = Outside::<DB>::new(1).await;
+        let ground = &outside.ground;
+        ground.produce(1, 0..10).await;
+        let hung = Arc::new(AtomicU64::new(0));
+        let mut deaths = 0;
+        let ended = loop {
+            let (effects, hangs) = (outside.effects.clone(), Arc::clone(&hung));
+            let handler = plain(move |message: Message| {
+                let (effects, hangs) = (effects.clone(), Arc::clone(&hangs));
+                async move {
+                    if id_of(&message) == 4 {
+                        hangs.fetch_add(1, Ordering::SeqCst);
+                        std::future::pending::<()>().await;
+                    }
+                    effects.note(id_of(&message));
+                    Ok::<_, String>(())
+                }
+            });
+            let consumer = ground.consumer().retry(Retry::fixed(Duration::from_millis(10)).attempts(3));
+            let member = Member::start(consumer, handler.windows(&outside.windows().await));
+            eventually(PATIENCE, "it hangs, or gives up", async || {
+                hung.load(Ordering::SeqCst) > deaths || !member.is_running()
+            })
+            .await;
+            if !member.is_running() {
+                break member.end().await;
+            }
+            eventually(PATIENCE, "the row knows those before it", async || outside.finished(10).await.len() == 4).await;
+            // Its future is dropped, and nothing is settled.
+            member.abort().await;
+            deaths += 1;
+            assert!(deaths < 10, "it is never given up");
+        };
+        assert!(matches!(ended, Err(ConsumerError::Message { .. })), "nothing keeps it when it is passed: {ended:?}");
+        // Once without an attempt being counted, or twice if the row had moved before it came; then as often as it may be tried.
+        assert!((4..=5).contains(&deaths), "{deaths}");
+        let row = outside.row().await;
+        assert_eq!((row.next(), row.attempts(4)), (4, 3));
+        outside.effects.judge(0..4);
+    }
+}

@@ -15,6 +15,7 @@ mod killed;
 mod lost;
 mod misuse;
 mod once;
+mod poison;
 mod schema;
 mod trust;
 mod window;

@@ -44,6 +44,46 @@ everywhere! {
 }
 
 everywhere! {
+    async fn with_a_window_alone_a_handler_that_commits_by_itself_loses_nothing_and_says_so<DB>() {
+        let site = DB::site();
+        let pool = DB::pool(&site, 4).await;
+        let mut conn = DB::session(&site).await;
+        let batch: Vec<Parts> = (0..8).map(|n| message(n, 0, n)).collect();
+        for bad in ["COMMIT", "ROLLBACK", "COMMIT; BEGIN"] {
+            let tables = Tables::make::<DB>(&mut conn).await;
+            let once = once(&pool, &tables, position()).await;
+            let done = once
+                .handle_batch(&batch, async |message, conn| {
+                    if id_of(message) == 3 {
+                        return DB::run(conn, bad).await.map(drop);
+                    }
+                    DB::effect(conn, &tables.effects, id_of(message)).await
+                })
+                .await;
+            let misused = matches!(done.outcomes()[3], Err(TransactError::Misused { misuse: Misuse::Ended, .. }));
+            assert!(misused, "{bad}: {:?}", done.outcomes());
+            assert_eq!(done.first_unfinished(), Some(3), "{bad}: {:?}", done.outcomes());
+            // Nothing is lost, and the window does not pass the one that is to blame. What it committed of those before it is known to nobody, and may
+            // stand twice: that is what the documentation says of a window alone.
+            let ids = format!("SELECT message FROM {} ORDER BY message", tables.effects);
+            let stand = DB::numbers(&mut conn, &ids).await.unwrap();
+            for (id, outcome) in (0..8).zip(done.outcomes()) {
+                let times = stand.iter().filter(|own| **own == id).count();
+                let most = if bad.starts_with("COMMIT") && id < 3 { 2 } else { 1 };
+                match id {
+                    3 => assert_eq!(times, 0, "{bad}"),
+                    _ => assert!(outcome.is_ok() && (1..=most).contains(&times), "{bad}: {id} stands {times} times: {outcome:?}"),
+                }
+            }
+            assert_eq!(DB::number(&mut conn, &format!("SELECT next FROM {}", tables.windows)).await.unwrap(), 3, "{bad}");
+            let mended = once.handle(&batch[3], async |conn| DB::effect(conn, &tables.effects, 3).await).await.unwrap();
+            assert!(matches!(mended, Done::Handled(())), "{mended:?}");
+            assert_eq!(DB::number(&mut conn, &format!("SELECT next FROM {}", tables.windows)).await.unwrap(), 8, "{bad}");
+        }
+    }
+}
+
+everywhere! {
     async fn a_handler_may_nest_transactions_of_its_own<DB>() {
         let site = DB::site();
         let pool = DB::pool(&site, 4).await;

@@ -8,7 +8,8 @@ use hapax::identity::{Identify, header, position};
 use hapax::message::Parts;
 use hapax::{Done, Failure, Misuse, Retry, TransactError};
 
-use crate::base::{Base, Tables, everywhere, id_of, message};
+use crate::base::{Base, Tables, everywhere, everywhere_served, id_of, message};
+use crate::support::{PATIENCE, eventually};
 use crate::{once, tune};
 
 /// As many as have to go well.
@@ -127,6 +128,7 @@ everywhere! {
         let mut conn = DB::session(&site).await;
         for size in [1, 2] {
             let pool = DB::pool(&site, size).await;
+            let fresh = settings::<DB>(&mut *pool.acquire().await.unwrap()).await;
             let tables = Tables::make::<DB>(&mut conn).await;
             let once = once(&pool, &tables, position()).await;
             for n in 0..20 {
@@ -142,7 +144,7 @@ everywhere! {
                 all.push(tokio::time::timeout(Duration::from_secs(30), pool.acquire()).await.unwrap().unwrap());
             }
             for conn in &mut all {
-                // As they came.
+                assert_eq!(settings::<DB>(&mut *conn).await, fresh, "{}: as they came", DB::KIND);
                 DB::run(&mut *conn, "BEGIN").await.unwrap();
                 DB::run(&mut *conn, "ROLLBACK").await.unwrap();
             }
@@ -152,5 +154,60 @@ everywhere! {
             tables.judge::<DB>(&mut conn, 0..21).await;
             tokio::time::timeout(Duration::from_secs(30), pool.close()).await.expect("closed with one in hand");
         }
+    }
+}
+
+/// What a transaction of ours sets, as a session has it.
+async fn settings<DB: Base>(conn: &mut DB::Connection) -> String {
+    let text = match DB::KIND {
+        "postgres" => {
+            "SELECT concat_ws(' ', current_setting('lock_timeout'), current_setting('statement_timeout'), \
+             current_setting('transaction_isolation'), current_setting('synchronous_commit'))"
+        }
+        "mysql" => {
+            "SELECT CONCAT_WS(' ', @@SESSION.autocommit, @@SESSION.innodb_lock_wait_timeout, @@SESSION.lock_wait_timeout, \
+             @@SESSION.tx_isolation)"
+        }
+        _ => {
+            "SELECT group_concat(x, ' ') FROM (SELECT timeout AS x FROM pragma_busy_timeout UNION ALL SELECT foreign_keys FROM pragma_foreign_keys)"
+        }
+    };
+    DB::text(conn, text).await.unwrap()
+}
+
+everywhere_served! {
+    async fn batches_that_follow_each_other_have_the_same_connection<DB>() {
+        let site = DB::site();
+        let mut conn = DB::session(&site).await;
+        // All there: the pool would give out the one that rested longest, each in its turn.
+        let pool = DB::pool(&site, 3).await;
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            all.push(pool.acquire().await.unwrap());
+        }
+        drop(all);
+        eventually(PATIENCE, "they are back", async || pool.num_idle() == 3).await;
+        let tables = Tables::make::<DB>(&mut conn).await;
+        let once = once(&pool, &tables, position()).await;
+        let id = if DB::KIND == "postgres" { "SELECT pg_backend_pid()::bigint" } else { "SELECT CAST(connection_id() AS SIGNED)" };
+        let mut had = Vec::new();
+        for n in 0..60 {
+            let one = message(n, 0, n);
+            let served = once.handle(&one, async |conn: &mut DB::Connection| {
+                DB::effect(conn, &tables.effects, n).await?;
+                DB::number(conn, id).await
+            });
+            match served.await {
+                Ok(Done::Handled(id)) => had.push(id),
+                other => panic!("{other:?}"),
+            }
+        }
+        let kept = had.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        // On a machine that is busy, it may now and then rest for so long that it is given back.
+        assert!(kept >= 20, "kept {kept} times of 59: {had:?}");
+        had.sort_unstable();
+        had.dedup();
+        assert!(had.len() <= 3, "no connection was opened beside those of the pool: {had:?}");
+        tables.judge::<DB>(&mut conn, 0..60).await;
     }
 }

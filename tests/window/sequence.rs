@@ -34,6 +34,7 @@ impl Naive {
 enum Event {
     See(Number),
     Fail(Number),
+    Wait(Number),
     Restore(u32),
 }
 
@@ -74,7 +75,7 @@ fn span() -> impl Strategy<Value = u32> {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![10 => number().prop_map(Event::See), 2 => number().prop_map(Event::Fail), 1 => span().prop_map(Event::Restore)]
+    prop_oneof![10 => number().prop_map(Event::See), 2 => number().prop_map(Event::Fail), 1 => number().prop_map(Event::Wait), 1 => span().prop_map(Event::Restore)]
 }
 
 proptest! {
@@ -114,6 +115,14 @@ proptest! {
                     prop_assert!(window.fail(number, attempts), "they do not fall");
                     naive.failed.insert(number, attempts + 1);
                 }
+                Event::Wait(number) => {
+                    let number = number.of(&naive);
+                    let news = matches!(naive.look(number), Sequenced::New { .. }) && !naive.failed.contains_key(&number);
+                    prop_assert_eq!(window.wait(number), news);
+                    if news {
+                        naive.failed.insert(number, 0);
+                    }
+                }
                 Event::Restore(span) => {
                     let bytes = window.encode();
                     prop_assert!(bytes.len() <= Sequences::longest(window.span() as u32, naive.failed.len()));
@@ -143,6 +152,19 @@ fn a_failed_one_is_not_passed_into_oblivion() {
     let mut window = Sequences::restore(64, &window.encode()).unwrap();
     assert_eq!(window.see(5), Sequenced::New { attempts: 1 });
     assert_eq!(window.look(5), Sequenced::TooOld);
+}
+
+#[test]
+fn nor_is_one_that_waits() {
+    let mut window = Sequences::new(64);
+    assert!(window.wait(5) && !window.wait(5));
+    (6..10_000).for_each(|number| assert_eq!(window.see(number), Sequenced::New { attempts: 0 }));
+    assert!(!window.wait(4), "nobody knows any more");
+    let mut window = Sequences::restore(64, &window.encode()).unwrap();
+    assert_eq!(window.look(5), Sequenced::New { attempts: 0 });
+    assert!(window.fail(5, 1) && !window.wait(5));
+    assert_eq!(window.see(5), Sequenced::New { attempts: 1 });
+    assert_eq!((window.see(5), window.wait(5)), (Sequenced::TooOld, false));
 }
 
 #[test]
