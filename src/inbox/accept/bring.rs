@@ -95,7 +95,7 @@ impl Brought {
 #[cfg_attr(not(feature = "kafka"), allow(unreachable_pub, reason = "the consumer names it"))]
 pub struct BringError {
     fault: Fault,
-    /// It comes of what a message says: see [`blame`](super::blame).
+    /// It comes of what a message says: see [`blame`].
     own: bool,
 }
 
