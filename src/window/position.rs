@@ -258,11 +258,13 @@ impl Window {
     }
 
     /// Offsets of which attempts were noted, be it none, ascending.
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     pub(crate) fn noted(&self) -> impl Iterator<Item = i64> + '_ {
         self.attempts.iter().map(|(offset, _)| *offset)
     }
 
     /// Whether attempts of this offset were noted, be it none.
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
     pub(crate) fn is_noted(&self, offset: i64) -> bool {
         self.attempts.binary_search_by_key(&offset, |(noted, _)| *noted).is_ok()
     }
