@@ -57,12 +57,12 @@ everywhere! {
         let mut workers = Vec::new();
         for _ in 0..2 {
             let (effects, pool) = (shop.effects.clone(), shop.world.pool.clone());
-            let worker = shop.worker().await.lease(Duration::from_secs(2));
+            let worker = shop.worker().await.lease(Duration::from_secs(3));
             let handler = move |m: Message, claim: Claim| {
                 let (effects, pool) = (effects.clone(), pool.clone());
                 async move {
-                    // Longer than two leases; the other worker looks for what is lost meanwhile.
-                    tokio::time::sleep(Duration::from_secs(5)).await;
+                    // Longer than a lease; the other worker looks for what is lost meanwhile.
+                    tokio::time::sleep(Duration::from_secs(4)).await;
                     assert!(!claim.is_lost());
                     effect(&pool, &effects, &m).await
                 }
