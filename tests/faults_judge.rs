@@ -316,6 +316,36 @@ fn each_row_behind_a_later_one_of_its_key_is_out_of_order() {
 }
 
 #[test]
+fn outside_of_transactions_first_effects_have_their_order_and_others_a_cause() {
+    // Its first owner was stopped between claim and effect, and went on when others had done it, and the next of its key.
+    let late = || {
+        let mut case = Case::new(&["a", "b"]).claimed(1.0, 1, "a", 1).claimed(4.5, 2, "a", 2).claimed(5.0, 2, "b", 3);
+        case = case.effect(4.6, 2, "a", 2).effect(5.1, 2, "b", 3).effect(12.1, 1, "a", 1);
+        for (nth, effect) in case.0.effects.iter_mut().enumerate() {
+            let offset = if effect.id == "a" { 3 } else { 4 };
+            (effect.lane, effect.offset, effect.nth) = ("x".into(), offset, nth as u64);
+        }
+        case.0.inbox = Some(Stored { accepted: 2, open: 0 });
+        case.0.letters = Some(set(&[]));
+        case
+    };
+    let good = late().fault(1.05, 12.0, What::Paused(1));
+    assert!(good.verdict().is_good(), "{:#?}", good.verdict());
+    assert_eq!((good.verdict().out_of_order, good.verdict().doubled, good.verdict().explained), (0, 1, 1));
+    // Not without a cause,
+    late().is_refused_for("nothing hindered");
+    // and not where effect and memory commit together.
+    let mut case = late().fault(1.05, 12.0, What::Paused(1));
+    case.0.transactional = true;
+    case.is_refused_for("a of x at offset 3 behind b at offset 4");
+    // A first effect has its place, cause or no cause.
+    let mut case = late().fault(1.05, 12.0, What::Paused(1));
+    (case.0.effects[0].nth, case.0.effects[1].nth) = (1, 0);
+    case.is_refused_for("a of x at offset 3 behind b at offset 4");
+    assert_eq!(case.verdict().out_of_order, 1);
+}
+
+#[test]
 fn an_inbox_holds_each_message_once_and_nothing_stays_open() {
     let good = || stored(Case::new(&["a"]).row("a", "x", 3));
     assert!(good().verdict().is_good());

@@ -13,6 +13,9 @@
 //!
 //! An inbox also keeps the order of each key: effects in the order in which the database took them must be in the order of their offsets. What
 //! waits to be tried again holds up what comes behind it, so there is no exception. And it holds each message once, whatever was produced again.
+//!
+//! An inbox at level L1 keeps the order of the *first* effects of each key's messages. One that comes again comes late: its first owner was stopped in it, say, and
+//! went on when others had done it and what is behind it. Each such effect is a doubled one, and needs its cause.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -189,8 +192,17 @@ fn look_into_the_inbox(evidence: &Evidence, stored: &Stored, verdict: &mut Verdi
         verdict.wrong.push(format!("{} messages are still open", stored.open));
     }
     let mut lanes: BTreeMap<&str, Vec<&Effect>> = BTreeMap::new();
+    let mut firsts: HashMap<&str, &Effect> = HashMap::new();
     for effect in &evidence.effects {
-        lanes.entry(&effect.lane).or_default().push(effect);
+        let first = firsts.entry(&effect.id).or_insert(effect);
+        if effect.nth < first.nth {
+            *first = effect;
+        }
+    }
+    for effect in &evidence.effects {
+        if evidence.transactional || firsts.get(effect.id.as_str()).is_some_and(|first| first.nth == effect.nth) {
+            lanes.entry(&effect.lane).or_default().push(effect);
+        }
     }
     for (lane, mut effects) in lanes {
         effects.sort_by_key(|effect| effect.nth);
@@ -217,10 +229,10 @@ fn look_into_the_inbox(evidence: &Evidence, stored: &Stored, verdict: &mut Verdi
     }
 }
 
-/// As many keys are dead as messages never succeed: keys are digests, and do not say of which message. At level L2 the letters alone say so.
+/// As many keys are dead as messages never succeed: keys are digests, and do not say of which message. At level L2, and in an inbox, the letters alone say so.
 fn count_the_dead(evidence: &Evidence, history: &History<'_>, verdict: &mut Verdict) {
     let letters = evidence.letters.as_ref().map_or(0, BTreeSet::len);
-    verdict.dead = if evidence.transactional { letters } else { history.dead.len() };
+    verdict.dead = if evidence.transactional || evidence.inbox.is_some() { letters } else { history.dead.len() };
     if verdict.dead != evidence.hopeless.len() {
         verdict.wrong.push(format!(
             "{} messages never succeed, but {} are dead",

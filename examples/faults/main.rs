@@ -41,8 +41,8 @@ Usage: scripts/faults [FLAGS]
   --stores LIST      of redis (level L0), postgres, mariadb, sqlite (L1: effects in another database), and
                      postgres-l2-records, …-window, …-both, mariadb-l2-…, sqlite-l2-… (L2: effect and memory in one
                      transaction; the server that is killed holds both), and postgres-inbox, mariadb-inbox, sqlite-inbox (L2:
-                     some members store messages in a table, others work them from there, by key); or l0, l1, l2, inbox, all
-                     (default: all)
+                     some members store messages in a table, others work them from there, by key), and …-inbox-outside (the same
+                     under leases, L1: effects in another database); or l0, l1, l2, inbox, all (default: all)
   --protocol KIND    cooperative, classic or consumer (default: by the seed, another one for each store)
   --order KIND       partition, key or unordered (default: by the seed)
   --rate N           distinct messages a second (default: 200); 40 copies are produced for each 100

@@ -91,6 +91,8 @@ pub struct Subject {
     pub server: &'static str,
     /// At level L2: what is remembered in the effects' own transactions, as `service --memory` calls it.
     pub memory: Option<&'static str>,
+    /// An inbox whose effects are in another database: level L1.
+    pub outside: bool,
 }
 
 /// What a member does.
@@ -105,13 +107,17 @@ pub enum Role {
 }
 
 const fn subject(name: &'static str, server: &'static str, memory: Option<&'static str>) -> Subject {
-    Subject { name, server, memory }
+    Subject { name, server, memory, outside: false }
+}
+
+const fn outside(name: &'static str, server: &'static str) -> Subject {
+    Subject { name, server, memory: Some(INBOX), outside: true }
 }
 
 /// What `memory` is called where messages are stored first, and handled by other processes.
 const INBOX: &str = "inbox";
 
-pub const SUBJECTS: [Subject; 16] = [
+pub const SUBJECTS: [Subject; 19] = [
     subject("redis", "redis", None),
     subject("postgres", "postgres", None),
     subject("mariadb", "mariadb", None),
@@ -128,6 +134,9 @@ pub const SUBJECTS: [Subject; 16] = [
     subject("postgres-inbox", "postgres", Some(INBOX)),
     subject("mariadb-inbox", "mariadb", Some(INBOX)),
     subject("sqlite-inbox", "sqlite", Some(INBOX)),
+    outside("postgres-inbox-outside", "postgres"),
+    outside("mariadb-inbox-outside", "mariadb"),
+    outside("sqlite-inbox-outside", "sqlite"),
 ];
 
 impl Subject {
@@ -167,10 +176,16 @@ impl Subject {
 
     pub fn level(&self) -> &'static str {
         match (self.memory, self.server) {
+            (Some(_), _) if self.outside => "L1",
             (Some(_), _) => "L2",
             (None, "redis") => "L0",
             (None, _) => "L1",
         }
+    }
+
+    /// Whether effect and memory commit together.
+    pub const fn is_transactional(&self) -> bool {
+        self.memory.is_some() && !self.outside
     }
 
     pub fn is_inbox(&self) -> bool {

@@ -28,9 +28,19 @@ const FLAGS: &[Flag] = &[
         "effect and memory in one transaction of the --effects database (level L2), without a --store: records, window, or both of \
          them; or inbox: messages are stored there first, and worked later",
     ),
-    ("role", "KIND", "with --memory inbox: accept (Kafka to table) or work (table to effect, by key, without Kafka)"),
-    ("most", "N", "with --role work: messages in one transaction (default: 512)"),
-    ("store", "URL", "where hapax remembers otherwise: redis://…, postgres://…, mysql://…, sqlite:PATH, memory:"),
+    (
+        "role",
+        "KIND",
+        "with --memory inbox: accept (Kafka to table), work (table to effect, by key, without Kafka, level L2) or work-outside (the same \
+         under a lease, level L1: the effects may be in another database than the inbox, which --store names then)",
+    ),
+    ("most", "N", "with --role work…: messages taken at once (default: 512)"),
+    (
+        "store",
+        "URL",
+        "where hapax remembers otherwise: redis://…, postgres://…, mysql://…, sqlite:PATH, memory:; with --memory inbox: the inbox's database, \
+         if it is not that of the effects",
+    ),
     (
         "identity",
         "KIND",
@@ -64,7 +74,7 @@ const FLAGS: &[Flag] = &[
     ("fatal-percent", "P", "messages that never succeed, for demonstration: they are given up at once"),
     ("seed", "N", "which attempts and messages those are (default: 0)"),
     ("kill-after", "N", "the process aborts right after its N-th effect, for demonstration"),
-    ("metrics-port", "PORT", "serves /metrics (Prometheus) and /health (JSON) on 127.0.0.1"),
+    ("metrics-port", "PORT", "serves /metrics (Prometheus) and /health (JSON) on 127.0.0.1, workers too"),
     ("exit-when-idle", "SECONDS", "ends by itself when the group has been at the end of its topics for so long"),
     (
         "log",
@@ -136,15 +146,18 @@ pub enum Store {
     Url(String),
     /// In the effects' own transaction.
     Effects(Memory),
-    /// There too, stored first and worked later.
-    Inbox(Role),
+    /// Stored first and worked later: there too, or in the database of this URL.
+    Inbox(Role, Option<String>),
 }
 
 /// What this process does for an inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Accept,
+    /// The effects in the inbox's own transactions.
     Work,
+    /// The effects elsewhere.
+    WorkOutside,
 }
 
 /// What it remembers there.
@@ -212,9 +225,6 @@ pub fn read() -> Result<Option<Args>, String> {
     let Some(given) = Given::read(FLAGS, Some("SERVICE"), std::env::args_os().skip(1))? else { return Ok(None) };
     let instance = given.text("instance-id").map(str::to_owned);
     let member = given.text("member").or(instance.as_deref()).map(str::to_owned);
-    if given.text("role") == Some("work") && given.text("metrics-port").is_some() {
-        return Err("--metrics-port: a worker has no page; leave it out".into());
-    }
     let args = Args {
         kafka: Kafka {
             brokers: brokers(given.needed("brokers", "127.0.0.1:9092")?)?,
@@ -287,7 +297,15 @@ pub fn read() -> Result<Option<Args>, String> {
 fn store(given: &Given) -> Result<Store, String> {
     if given.text("memory") == Some("inbox") {
         given.needed("role", "work")?;
-        return given.one_of("role", &[("accept", Role::Accept), ("work", Role::Work)], Role::Work).map(Store::Inbox);
+        let roles = [("accept", Role::Accept), ("work", Role::Work), ("work-outside", Role::WorkOutside)];
+        let role = given.one_of("role", &roles, Role::Work)?;
+        let store = given.text("store").map(str::to_owned);
+        if role == Role::Work && store.is_some() {
+            return Err(
+                "--role work: effects and inbox are in one database; leave out --store, or choose work-outside".into(),
+            );
+        }
+        return Ok(Store::Inbox(role, store));
     }
     let (records, window, both) = (Some(Memory::Records), Some(Memory::Window), Some(Memory::Both));
     let kinds = [("records", records), ("window", window), ("both", both), ("inbox", None)];

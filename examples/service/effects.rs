@@ -78,6 +78,10 @@ pub enum Effects {
     Sqlite(SqlitePool),
 }
 
+fn failed(flag: &str, error: &sqlx::Error) -> String {
+    format!("--{flag}: {error}; start that database, or check the URL")
+}
+
 /// The same for whichever database it is.
 macro_rules! on {
     ($effects:expr, $pool:ident => $what:expr) => {
@@ -91,32 +95,43 @@ macro_rules! on {
 pub(crate) use on;
 
 impl Effects {
+    /// Makes the table too.
     pub async fn open(url: &str) -> Result<Self, String> {
-        let failed = |e: sqlx::Error| format!("--effects: {e}; start that database, or check the URL");
-        let (effects, table) = match url.split_once(':').map_or(url, |(kind, _)| kind) {
+        let effects = Self::connect("effects", url).await?;
+        let table = match &effects {
+            Self::Postgres(_) => POSTGRES,
+            Self::Mysql(_) => MYSQL,
+            Self::Sqlite(_) => SQLITE,
+        };
+        let create = async || on!(&effects, pool => sqlx::query(table).execute(pool).await.map(|_| ()));
+        // Two members that start together may both make it; one of them is told that it exists.
+        if create().await.is_err() {
+            create().await.map_err(|error| failed("effects", &error))?;
+        }
+        Ok(effects)
+    }
+
+    /// `flag` is what named the URL.
+    pub async fn connect(flag: &str, url: &str) -> Result<Self, String> {
+        let failed = |error: sqlx::Error| failed(flag, &error);
+        Ok(match url.split_once(':').map_or(url, |(kind, _)| kind) {
             "postgres" | "postgresql" => {
                 let pool = PgPoolOptions::new().max_connections(CONNECTIONS).test_before_acquire(false);
-                (Self::Postgres(pool.acquire_timeout(PATIENCE).connect(url).await.map_err(failed)?), POSTGRES)
+                Self::Postgres(pool.acquire_timeout(PATIENCE).connect(url).await.map_err(failed)?)
             }
             "mysql" | "mariadb" => {
                 let pool = MySqlPoolOptions::new().max_connections(CONNECTIONS).test_before_acquire(false);
-                (Self::Mysql(pool.acquire_timeout(PATIENCE).connect(url).await.map_err(failed)?), MYSQL)
+                Self::Mysql(pool.acquire_timeout(PATIENCE).connect(url).await.map_err(failed)?)
             }
             "sqlite" => {
                 let options: SqliteConnectOptions = url.parse().map_err(failed)?;
                 let options =
                     options.create_if_missing(true).journal_mode(SqliteJournalMode::Wal).busy_timeout(PATIENCE);
                 let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).test_before_acquire(false);
-                (Self::Sqlite(pool.connect_with(options).await.map_err(failed)?), SQLITE)
+                Self::Sqlite(pool.connect_with(options).await.map_err(failed)?)
             }
-            _ => return Err("--effects: give postgres://…, mysql://… or sqlite:PATH".into()),
-        };
-        let create = async || on!(&effects, pool => sqlx::query(table).execute(pool).await.map(|_| ()));
-        // Two members that start together may both make it; one of them is told that it exists.
-        if create().await.is_err() {
-            create().await.map_err(failed)?;
-        }
-        Ok(effects)
+            _ => return Err(format!("--{flag}: give postgres://…, mysql://… or sqlite:PATH")),
+        })
     }
 
     /// An effect by itself, whatever else is going on.

@@ -28,18 +28,9 @@ impl Handler {
 
     /// The effect in a database of its own: levels L0 and L1.
     pub async fn handle(&self, message: &Message, claim: &Claim, effects: &Effects) -> Result<(), WorkError> {
-        let effect = Effect {
-            id: id(message),
-            claim: claim.idempotency_key(),
-            fence: i64::try_from(claim.fence().get()).unwrap_or(i64::MAX),
-            attempt: i64::from(claim.attempt()),
-            lane: lane(message.key()),
-            offset: message.offset(),
-        };
+        let effect = effect(message, claim);
         self.goes_wrong(&effect.id, claim.attempt())?;
-        self.half_of_the_delay().await;
-        effects.insert(&effect, &self.member).await?;
-        self.done().await
+        self.handle_effect(&effect, effects).await
     }
 
     /// The effect in the transaction that hapax commits together with what it remembers: level L2.
@@ -57,6 +48,24 @@ impl Handler {
     pub async fn handle_stored(&self, message: &inbox::Message, transaction: &mut impl Table) -> Result<(), WorkError> {
         self.goes_wrong(&id(message), message.attempt())?;
         self.work_in(message, message.attempt(), transaction).await
+    }
+
+    /// The same, with the effect in a database of its own: level L1.
+    pub async fn handle_outside(
+        &self,
+        message: &inbox::Message,
+        claim: &Claim,
+        effects: &Effects,
+    ) -> Result<(), WorkError> {
+        let effect = effect(message, claim);
+        self.goes_wrong(&effect.id, claim.attempt())?;
+        self.handle_effect(&effect, effects).await
+    }
+
+    async fn handle_effect(&self, effect: &Effect, effects: &Effects) -> Result<(), WorkError> {
+        self.half_of_the_delay().await;
+        effects.insert(effect, &self.member).await?;
+        self.done().await
     }
 
     async fn work_in(
@@ -107,6 +116,17 @@ impl Handler {
         if !self.work.delay.is_zero() {
             tokio::time::sleep(self.work.delay / 2).await;
         }
+    }
+}
+
+fn effect(message: &impl MessageView, claim: &Claim) -> Effect {
+    Effect {
+        id: id(message),
+        claim: claim.idempotency_key(),
+        fence: i64::try_from(claim.fence().get()).unwrap_or(i64::MAX),
+        attempt: i64::from(claim.attempt()),
+        lane: lane(message.key()),
+        offset: message.offset(),
     }
 }
 

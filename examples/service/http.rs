@@ -1,10 +1,11 @@
 //! `/metrics` for Prometheus and `/health` for whoever restarts processes. Small enough to need no server crate.
 
 use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hapax::consumer::Monitor;
-use hapax::observe::Health;
+use hapax::observe::{self, InboxSnapshot, Observed, Observer};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,18 +24,49 @@ const MESSAGES: [f64; 6] = [1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0];
 #[derive(Clone)]
 pub struct Page {
     metrics: PrometheusHandle,
-    monitor: Monitor,
+    health: Health,
+}
+
+/// Where a health check looks.
+#[derive(Clone)]
+pub enum Health {
+    Consumer(Monitor),
+    Inbox(Standing),
+}
+
+impl Health {
+    pub const fn of_consumer(monitor: Monitor) -> Self {
+        Self::Consumer(monitor)
+    }
+
+    /// And what is to be told how the inbox stands.
+    pub fn of_inbox() -> (Self, Standing) {
+        let standing = Standing::default();
+        (Self::Inbox(standing.clone()), standing)
+    }
+}
+
+/// How an inbox stood when somebody looked last.
+#[derive(Clone, Default)]
+pub struct Standing(Arc<Mutex<InboxSnapshot>>);
+
+impl Observer for Standing {
+    fn on(&self, event: &Observed<'_>) {
+        if let Observed::Inbox(snapshot) = event {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(snapshot);
+        }
+    }
 }
 
 impl Page {
     /// From now on what goes through the `metrics` facade is kept for Prometheus.
-    pub fn new(monitor: Monitor) -> Result<Self, String> {
+    pub fn new(health: Health) -> Result<Self, String> {
         let builder = PrometheusBuilder::new().set_buckets(&SECONDS);
         let matcher = metrics_exporter_prometheus::Matcher::Full("hapax_store_batch".into());
         let builder = builder.and_then(|builder| builder.set_buckets_for_metric(matcher, &MESSAGES));
         let metrics = builder.and_then(PrometheusBuilder::install_recorder);
         let metrics = metrics.map_err(|e| format!("--metrics-port: {e}; leave it out"))?;
-        Ok(Self { metrics, monitor })
+        Ok(Self { metrics, health })
     }
 
     fn metrics(&self) -> String {
@@ -44,10 +76,15 @@ impl Page {
 
     /// Waiting for something that is down is no reason to be restarted.
     fn health(&self) -> (&'static str, String) {
-        let snapshot = self.monitor.snapshot();
+        let snapshot = match &self.health {
+            Health::Consumer(monitor) => monitor.snapshot(),
+            Health::Inbox(standing) => {
+                return ("200 OK", format!("{}\n", standing.0.lock().unwrap_or_else(PoisonError::into_inner)));
+            }
+        };
         let status = match snapshot.health(POLLED_WITHIN) {
-            Health::Well | Health::Waiting(_) => "200 OK",
-            Health::Stuck(_) => "503 Service Unavailable",
+            observe::Health::Well | observe::Health::Waiting(_) => "200 OK",
+            observe::Health::Stuck(_) => "503 Service Unavailable",
         };
         (status, format!("{snapshot}\n"))
     }

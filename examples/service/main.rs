@@ -23,6 +23,7 @@ mod store;
 mod transaction;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hapax::consumer::DeadLetter;
@@ -46,7 +47,7 @@ async fn main() -> ExitCode {
         Err(wrong) => return refused(&wrong),
     };
     let started = Instant::now();
-    if let Store::Inbox(Role::Work) = args.once.store {
+    if let Store::Inbox(Role::Work | Role::WorkOutside, _) = args.once.store {
         return match work(args).await {
             Ok(Ok(summary)) => {
                 println!("DONE {summary} seconds={:.1}", started.elapsed().as_secs_f64());
@@ -87,7 +88,12 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
     let shutdown = shutdown_signal();
     let journal = args.journal.as_deref().map(Journal::open).transpose()?;
     let observer = args.kafka.check().await?;
-    let effects = Effects::open(&args.work.effects).await?;
+    let effects = match &args.once.store {
+        // It has no effects.
+        Store::Inbox(_, Some(url)) => Effects::connect("store", url).await?,
+        Store::Inbox(_, None) => Effects::connect("effects", &args.work.effects).await?,
+        _ => Effects::open(&args.work.effects).await?,
+    };
 
     let mut consumer = Consumer::new(args.kafka.member())
         .topics(&args.kafka.topics)
@@ -102,9 +108,12 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
     if let Some(journal) = journal.clone() {
         consumer = consumer.observer(journal);
     }
+    let mut metrics = None;
     if let Some(port) = args.metrics_port {
-        let page = http::Page::new(consumer.monitor())?;
-        consumer = consumer.observer(Metrics::new());
+        let page = http::Page::new(http::Health::of_consumer(consumer.monitor()))?;
+        let shared = Arc::new(Metrics::new());
+        consumer = consumer.observer(Arc::clone(&shared));
+        metrics = Some(shared);
         tokio::spawn(http::serve(http::listen(port).await?, page));
     }
 
@@ -120,7 +129,7 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
             let memory = *memory;
             effects::on!(effects, pool => transaction::run(pool, args, memory, consumer, shutdown).await)
         }
-        Store::Inbox(_) => effects::on!(effects, pool => inbox::accept(pool, args, consumer, shutdown).await),
+        Store::Inbox(..) => effects::on!(effects, pool => inbox::accept(pool, args, consumer, metrics, shutdown).await),
         Store::Url(url) => {
             let once = once(&args, url, journal).await?;
             tokio::spawn(store::upkeep(once.clone()));
@@ -138,8 +147,17 @@ async fn run(args: Args) -> Result<Result<Summary, ConsumerError>, String> {
 async fn work(args: Args) -> Result<Result<WorkSummary, WorkError>, String> {
     log::start(args.log.as_deref())?;
     let shutdown = shutdown_signal();
+    // For the gaps in its own clock, which it notes by itself.
+    let _journal = args.journal.as_deref().map(Journal::open).transpose()?;
     let effects = Effects::open(&args.work.effects).await?;
-    effects::on!(effects, pool => inbox::work(pool, args, shutdown).await)
+    let Store::Inbox(Role::WorkOutside, store) = &args.once.store else {
+        return effects::on!(effects, pool => inbox::work(pool, args, shutdown).await);
+    };
+    let inbox = match store {
+        Some(url) => Effects::connect("store", url).await?,
+        None => effects.clone(),
+    };
+    effects::on!(inbox, pool => inbox::work_outside(pool, args, effects, shutdown).await)
 }
 
 /// Records in a store, effects elsewhere: levels L0 and L1.

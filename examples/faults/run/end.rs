@@ -100,16 +100,19 @@ impl Run<'_> {
 
     fn last_one(&mut self, slot: usize) {
         let mut flags = self.flags(slot);
-        let (port, has_page) = (net::free_port(), self.subject.role(slot) != Role::Work);
+        let port = net::free_port();
         flags.extend(["--exit-when-idle".into(), "3".into()]);
-        if has_page {
-            flags.extend(["--metrics-port".into(), port.to_string()]);
-        }
+        flags.extend(["--metrics-port".into(), port.to_string()]);
         let files = self.folder.join(format!("last-{slot}.x"));
         let mut member = Member::start(&self.orders.service, &flags, files, port, false);
         self.pids.push((member.pid, slot));
         let (mut metrics, mut health) = (String::new(), String::new());
-        let is_running = |health: &str| health.contains(r#""phase":"running""#);
+        // Of a consumer, or of an inbox in which nothing is left.
+        let (told, good) = match self.subject.role(slot) {
+            Role::Work => ("hapax_inbox_messages", r#""backlog":0,"#),
+            Role::Accept | Role::Service => ("hapax_", r#""phase":"running""#),
+        };
+        let is_running = |health: &str| health.contains(good);
         let started = Instant::now();
         let status = loop {
             if let Some(status) = member.ended() {
@@ -134,7 +137,7 @@ impl Run<'_> {
             let ended = status.map_or_else(|| "not at all".into(), in_words);
             self.broken.push(format!("the last member was to end by itself, and ended: {ended}: {words}"));
         }
-        if has_page && (!metrics.contains("hapax_") || !is_running(&health)) {
+        if !metrics.contains(told) || !is_running(&health) {
             self.broken.push(format!("the last member told its metrics and health as: {metrics:?}, {health:?}"));
         }
         self.say(&format!("a last member: {words}"));

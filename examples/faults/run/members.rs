@@ -20,10 +20,7 @@ impl Run<'_> {
             flags.extend(["--kill-after".into(), effects.to_string()]);
         }
         let port = net::free_port();
-        // A worker has no page.
-        if self.subject.role(slot) != Role::Work {
-            flags.extend(["--metrics-port".into(), port.to_string()]);
-        }
+        flags.extend(["--metrics-port".into(), port.to_string()]);
         let member = Member::start(&self.orders.service, &flags, files, port, abort.is_some());
         let pid = member.pid;
         self.say(&format!("member {slot} ({pid}) starts{}", if abort.is_some() { ", to abort" } else { "" }));
@@ -70,13 +67,20 @@ impl Run<'_> {
         .flat_map(|(name, value)| [format!("--{name}"), value])
         .collect();
         let mut add = |name: &str, value: String| flags.extend([format!("--{name}"), value]);
-        let effects = if self.subject.memory.is_some() { self.store.url(slot) } else { self.ground.effects_url() };
+        let effects = if self.subject.is_transactional() { self.store.url(slot) } else { self.ground.effects_url() };
         add("effects", effects);
         match self.subject.memory {
             Some(memory) if self.subject.is_inbox() => {
                 add("memory", memory.into());
-                let role = if self.subject.role(slot) == Role::Accept { "accept" } else { "work" };
+                let role = match self.subject.role(slot) {
+                    Role::Accept => "accept",
+                    _ if self.subject.outside => "work-outside",
+                    _ => "work",
+                };
                 add("role", role.into());
+                if self.subject.outside {
+                    add("store", self.store.url(slot));
+                }
                 add("lease-ms", millis(LEASE));
                 add("most", "64".into());
                 if self.orders.sabotage == Some(Sabotage::NoDedup) {

@@ -1,6 +1,6 @@
 //! Gathers the evidence, and says what the judge makes of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::end::DRAIN;
 use super::{Counts, Run};
 use crate::Sabotage;
-use crate::judge::{self, Effect, Evidence, Stored, Verdict};
+use crate::judge::{self, Effect, Entry, Evidence, Line, Stored, Time, Verdict};
 use crate::letters;
 use crate::schedule::LEASE;
 
@@ -29,8 +29,8 @@ impl Run<'_> {
                 letters::read(self.ground.kafka().bootstrap(), &self.letters())
             }),
             effects: self.effects(),
-            transactional: self.subject.memory.is_some(),
-            lines: Vec::new(),
+            transactional: self.subject.is_transactional(),
+            lines: if self.subject.outside { self.claims() } else { Vec::new() },
             inbox: self
                 .subject
                 .is_inbox()
@@ -90,14 +90,57 @@ impl Run<'_> {
         rows.iter().map(|row| effect(row).unwrap_or_else(|| panic!("a row of effects: {row:?}"))).collect()
     }
 
+    /// What the inbox has of the runs under which there were effects, as a journal would tell it. Which messages a run finished, the attempts tell: those that
+    /// did not succeed are among them.
+    fn claims(&self) -> Vec<Line> {
+        let runs = self.stored("SELECT run, began, lease, coalesce(ended, 0) FROM hapax_inbox_runs");
+        let number = |row: &[String], at: usize| -> Option<u64> { row.get(at)?.parse().ok() };
+        let runs: HashMap<u64, [Time; 3]> = runs
+            .iter()
+            .filter_map(|row| {
+                let [run, began, lease, ended] = [0, 1, 2, 3].map(|at| number(row, at));
+                Some((run?, [began? * 1000, lease? * 1000, ended? * 1000]))
+            })
+            .collect();
+        // Failed or lost: the message's place tells whose it is.
+        let failed = self.stored(&format!(
+            "SELECT a.run, m.log_offset, {} FROM hapax_inbox_attempts a JOIN hapax_inbox m ON m.id = a.id",
+            self.text_of("m.record_key"),
+        ));
+        let failed: HashSet<Vec<String>> = failed.into_iter().collect();
+        let mut lines = Vec::new();
+        for effect in self.effects() {
+            let Some([began, lease, ended]) = runs.get(&effect.fence).copied() else { continue };
+            let (pid, fence, key) = (effect.pid, effect.fence, || effect.key.clone());
+            let length = u64::try_from(LEASE.as_micros()).unwrap_or(0);
+            lines.push(Line { at: began, pid, entry: Entry::Claimed { key: key(), fence, asked: began } });
+            let asked = lease.saturating_sub(length).max(began);
+            lines.push(Line { at: asked, pid, entry: Entry::Extended { key: key(), fence, asked } });
+            let failed = failed.contains(&vec![fence.to_string(), effect.offset.to_string(), effect.lane.clone()]);
+            if ended > 0 && !failed {
+                lines.push(Line {
+                    at: ended,
+                    pid,
+                    entry: Entry::Settled { key: key(), fence, success: true, dead: false },
+                });
+            }
+        }
+        lines
+    }
+
+    /// A column of bytes, as text.
+    fn text_of(&self, column: &str) -> String {
+        match self.subject.server {
+            "postgres" => format!("convert_from({column}, 'UTF8')"),
+            "mariadb" => format!("CONVERT({column} USING utf8mb4)"),
+            _ => format!("CAST({column} AS text)"),
+        }
+    }
+
     /// The ids of the messages that are dead in the inbox.
     fn dead(&self) -> BTreeSet<String> {
-        let text = match self.subject.server {
-            "postgres" => "convert_from(payload, 'UTF8')",
-            "mariadb" => "CONVERT(payload USING utf8mb4)",
-            _ => "CAST(payload AS text)",
-        };
-        let rows = self.sql(&format!(
+        let text = self.text_of("payload");
+        let rows = self.stored(&format!(
             "SELECT {text} FROM hapax_inbox_open o JOIN hapax_inbox m ON m.inbox = o.inbox AND m.id = o.id WHERE o.lot = {DEAD}"
         ));
         let id = |row: &[String]| Some(row.first()?.split('"').nth(3)?.to_owned());
@@ -110,12 +153,17 @@ impl Run<'_> {
     }
 
     fn count(&self, of: &str) -> usize {
-        self.sql(&format!("SELECT count(*) FROM {of}"))[0][0].parse().expect("a number")
+        self.stored(&format!("SELECT count(*) FROM {of}"))[0][0].parse().expect("a number")
     }
 
     /// In the database that has the effects.
     fn sql(&self, statement: &str) -> Vec<Vec<String>> {
-        if self.subject.memory.is_some() { self.store.sql(statement) } else { self.ground.sql(statement) }
+        if self.subject.is_transactional() { self.store.sql(statement) } else { self.ground.sql(statement) }
+    }
+
+    /// In the inbox's.
+    fn stored(&self, statement: &str) -> Vec<Vec<String>> {
+        self.store.sql(statement)
     }
 
     pub(super) fn files(&self, kind: &str) -> Vec<PathBuf> {
