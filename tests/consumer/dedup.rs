@@ -326,10 +326,10 @@ async fn at_least_once_is_what_it_says() {
 
 /// A store that can be taken away.
 #[derive(Clone, Debug, Default)]
-struct Shaky {
+pub struct Shaky {
     store: MemoryStore,
-    away: Arc<AtomicBool>,
-    refused: Counter,
+    pub away: Arc<AtomicBool>,
+    pub refused: Counter,
 }
 
 impl Shaky {

@@ -10,6 +10,7 @@ mod commit;
 mod dedup;
 mod flow;
 mod gate;
+mod log;
 mod observe;
 mod order;
 mod rebalance;

@@ -510,3 +510,42 @@ async fn postgres_looks_records_up_however_the_table_grew() {
     let hot = session.number(&format!("SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = '{table}'")).await;
     assert!(hot > 11_000, "{hot} of 12,000 updates stayed in their page");
 }
+
+#[tokio::test]
+async fn a_pooler_that_mixes_sessions_is_named() {
+    let kind = Kind::Postgres;
+    let (store, table) = kind.fresh().await;
+    // What PgBouncer's pool_mode=transaction makes of a statement that is prepared: another client's stands under its name.
+    let mut session = kind.session(&kind.url()).await;
+    session
+        .run(&format!(
+            "CREATE FUNCTION {table}_says() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             RAISE EXCEPTION 'prepared statement \"sqlx_s_1\" already exists' USING ERRCODE = '42P05'; END $$; \
+             CREATE TRIGGER says BEFORE INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {table}_says()"
+        ))
+        .await;
+    let error = store.claim(&terms(1, HOUR), &asks(random(), 0..3)).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Refused, "asking again does not help");
+    assert!(error.to_string().contains("pooler"), "{error}");
+}
+
+#[tokio::test]
+async fn a_right_to_make_the_table_that_is_missing_is_named() {
+    let kind = Kind::Postgres;
+    let (user, schema) = (unique("weak"), unique("closed"));
+    let mut session = kind.session(&kind.url()).await;
+    session
+        .run(&format!(
+            "CREATE SCHEMA {schema}; CREATE USER {user} PASSWORD 'weak'; GRANT USAGE ON SCHEMA {schema} TO {user}"
+        ))
+        .await;
+    let url = kind.url();
+    let (_, place) = url.split_once('@').unwrap();
+    let store =
+        kind.open(&format!("postgres://{user}:weak@{place}"), &format!("{schema}.r"), Tune::default()).await.unwrap();
+    let error = store.ensure_schema().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Refused);
+    assert!(error.to_string().contains("CREATE on its schema"), "{error}");
+    assert!(!error.to_string().contains("weak@"), "{error}");
+    session.run(&format!("DROP SCHEMA {schema}; DROP USER {user}")).await;
+}
