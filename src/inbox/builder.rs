@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::Pool;
@@ -9,6 +10,7 @@ use sqlx::Pool;
 use super::Inbox;
 use super::accept::{Counters, Ids, Intake, Oversize, Room};
 use super::core::{Core, IDS, Settings};
+use super::queue::Front;
 use super::schema::{self, Sql};
 use super::tables::{PREFIX, Tables};
 use crate::identity::{Encoder, FingerprintBy, Identify, IdentityConfigError, OnMissing, Scope, position};
@@ -211,6 +213,8 @@ impl<DB: TransactionalDatabase> InboxBuilder<DB> {
             settings: self.settings,
             drawn: Ids::default(),
             taken_in: Counters::default(),
+            front: Front::default(),
+            repeats: AtomicBool::new(false),
         };
         core.number = core.find().await?;
         tracing::debug!(database = <DB as Sealed>::Dialect::NAME, inbox = core.number, "built");

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::Pool;
 
 use super::accept::{Counters, Ids, Intake, Room};
+use super::queue::Front;
 use super::tables::Tables;
 use crate::identity::{FingerprintBy, Identify, OnMissing, Scope};
 use crate::store::sql::{Dialect, Fault};
@@ -47,6 +49,10 @@ pub(crate) struct Core<DB: Sealed> {
     /// How much the database takes at once.
     pub(crate) room: Room,
     pub(crate) taken_in: Counters,
+    /// Up to where all that is ready was taken.
+    pub(crate) front: Front,
+    /// Whether the last batch held messages that stood already.
+    pub(crate) repeats: AtomicBool,
 }
 
 impl<DB: Sealed> fmt::Debug for Core<DB> {

@@ -83,13 +83,13 @@ pub(crate) struct Content {
     pub(crate) headers: Headers,
 }
 
-/// What [`Content::read`] reads, in its order.
-pub(crate) const COLUMNS: &str =
-    "id, generation, topic, part, log_offset, stamp, accepted, form, record_key, payload, headers";
+/// What [`Content::read`] reads, in its order, of messages that are called `m`.
+pub(crate) const COLUMNS: &str = "m.id, m.generation, m.topic, m.part, m.log_offset, m.stamp, m.accepted, m.form, m.record_key, m.payload, m.headers";
 
 impl Content {
-    /// Reads [`COLUMNS`], of which the first is this one, with the attempt that it is read for.
-    pub(crate) fn read<'r, R>(row: &'r R, first: usize, attempt: u32) -> Result<Self, Error>
+    /// Reads [`COLUMNS`], of which the first is this one. Its attempt is still to be said. `before`: the topic of the row before, as a rule the
+    /// same.
+    pub(crate) fn read<'r, R>(row: &'r R, first: usize, before: &mut Arc<str>) -> Result<Self, Error>
     where
         R: Row,
         usize: ColumnIndex<R>,
@@ -102,13 +102,16 @@ impl Content {
         let ours = |what: &'static str| Error::Decode(what.into());
         let generation: i32 = row.try_get(first + 1)?;
         let topic: &str = row.try_get(first + 2)?;
+        if **before != *topic {
+            *before = topic.into();
+        }
         let key: Option<Vec<u8>> = row.try_get(first + 8)?;
         let payload: Option<Vec<u8>> = row.try_get(first + 9)?;
         Ok(Self {
             id: MessageId(row.try_get(first)?),
             generation: u32::try_from(generation).map_err(|_| ours("a generation is negative"))?,
-            attempt,
-            topic: topic.into(),
+            attempt: 0,
+            topic: Arc::clone(before),
             partition: row.try_get(first + 3)?,
             offset: row.try_get(first + 4)?,
             timestamp: row.try_get(first + 5)?,

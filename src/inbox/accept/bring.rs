@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::Ordering;
 
 use super::dialect::{Row, Sql, Stands, bytes_beside};
 use super::{Oversize, blame};
@@ -219,7 +220,17 @@ impl<DB: Sealed> Core<DB> {
         }
         let tables = &self.tables;
         let room = self.room.statement;
-        let inserted = DB::DIALECT.insert_messages(conn, tables, self.number, &rows, room).await.map_err(fault)?;
+        // Where messages came twice lately, some of these may have, too.
+        let try_new = first && !self.repeats.load(Ordering::Relaxed);
+        let inserted =
+            match try_new && DB::DIALECT.insert_new(conn, tables, self.number, &rows, room).await.map_err(fault)? {
+                true => rows.len() as u64,
+                false => {
+                    let inserted = DB::DIALECT.insert(conn, tables, self.number, &rows, room).await.map_err(fault)?;
+                    self.repeats.store(inserted != rows.len() as u64, Ordering::Relaxed);
+                    inserted
+                }
+            };
         let mut stood: HashMap<[u8; 16], Stands> = HashMap::new();
         if inserted != rows.len() as u64 {
             let wanted: Vec<[u8; 16]> = rows.iter().map(|row| row.key).collect();
@@ -234,9 +245,6 @@ impl<DB: Sealed> Core<DB> {
             if rows.len() as u64 != inserted {
                 return Err(Fault::Contended("other messages stand than were inserted.".into()).into());
             }
-        }
-        if !rows.is_empty() {
-            DB::DIALECT.insert_open(conn, tables, self.number, &rows).await.map_err(fault)?;
         }
         let mut again = Vec::new();
         let mut ends = Vec::with_capacity(parcels.len());

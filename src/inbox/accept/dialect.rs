@@ -81,8 +81,9 @@ pub(crate) trait Sql: Transact {
         None
     }
 
-    /// Inserts messages, leaves alone those whose key stands, and says how many it inserted. No more than so many bytes in one statement, but for a single row.
-    fn insert_messages(
+    /// Inserts messages and their open rows, leaves alone those whose key stands, and says how many it inserted. No more than so many bytes in one
+    /// statement, but for a single row.
+    fn insert(
         &self,
         conn: &mut Conn<Self>,
         tables: &Tables,
@@ -91,7 +92,20 @@ pub(crate) trait Sql: Transact {
         bytes: usize,
     ) -> impl Future<Output = Result<u64, Error>> + Send;
 
-    /// Where [`insert_messages`](Self::insert_messages) passes over what it cannot insert: inserts these, and says what is wrong.
+    /// The same where none of them stands, as a rule, if that is cheaper; `false` where one does, or it is not: nothing was done then. To be called
+    /// first in a batch's transaction.
+    fn insert_new(
+        &self,
+        _conn: &mut Conn<Self>,
+        _tables: &Tables,
+        _inbox: i32,
+        _rows: &[&Row<'_>],
+        _bytes: usize,
+    ) -> impl Future<Output = Result<bool, Error>> + Send {
+        async { Ok(false) }
+    }
+
+    /// Where [`insert`](Self::insert) passes over what it cannot insert: inserts these, and says what is wrong.
     fn insert_strictly(
         &self,
         _conn: &mut Conn<Self>,
@@ -102,15 +116,6 @@ pub(crate) trait Sql: Transact {
     ) -> impl Future<Output = Result<(), Error>> + Send {
         async { Ok(()) }
     }
-
-    /// Inserts the open rows of messages that are new.
-    fn insert_open(
-        &self,
-        conn: &mut Conn<Self>,
-        tables: &Tables,
-        inbox: i32,
-        rows: &[&Row<'_>],
-    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Reads whose these keys are.
     fn look(
@@ -158,7 +163,9 @@ pub(super) fn tuples(tuple: &str, size: usize) -> String {
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 macro_rules! inserted {
     ($self:ident, $conn:ident, ($tables:ident, $inbox:ident), $rows:ident, $longest:ident, $arguments:ty, ($insert:literal, $unless:literal)) => {{
-        let tuple = format!("(?,?,?,{},?,?,{},?,1,?,?,?,?,?,?,?,?)", $self.clock(), $inbox);
+        // Told once for all rows: each would work it out anew.
+        let (clock, now) = $self.accepted(&mut *$conn).await?;
+        let tuple = format!("(?,?,?,{clock},?,?,{},?,1,?,?,?,?,?,?,?,?)", $inbox);
         let mut inserted = 0;
         for rows in parts($rows, ROWS, $longest) {
             let text = format!(
@@ -174,6 +181,9 @@ macro_rules! inserted {
                 a.add(row.id)?;
                 a.add(row.lane)?;
                 a.add(row.offset)?;
+                if let Some(now) = now {
+                    a.add(now)?;
+                }
                 a.add(row.stamp)?;
                 a.add(row.not_before)?;
                 a.add(row.partition)?;
@@ -200,7 +210,7 @@ pub(super) use inserted;
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 macro_rules! by_question_marks {
     ($conn:ty, $arguments:ty, $insert:literal, $unless:literal) => {
-        async fn insert_messages(
+        async fn insert(
             &self,
             conn: &mut $conn,
             tables: &Tables,
@@ -208,35 +218,20 @@ macro_rules! by_question_marks {
             rows: &[&Row<'_>],
             longest: usize,
         ) -> Result<u64, Error> {
-            inserted!(self, conn, (tables, inbox), rows, longest, $arguments, ($insert, $unless))
-        }
-
-        async fn insert_open(
-            &self,
-            conn: &mut $conn,
-            tables: &Tables,
-            inbox: i32,
-            rows: &[&Row<'_>],
-        ) -> Result<(), Error> {
-            let tuple = format!("(?,?,?,0,{inbox},1,0,?,?,0)");
-            for rows in parts(rows, ROWS, usize::MAX) {
-                let text = format!(
-                    "INSERT INTO {} (id, lane, turn, run, inbox, generation, attempts, lot, priority, alone) VALUES {}",
-                    tables.open,
-                    tuples(&tuple, rows.len()),
-                );
-                let mut a = <$arguments>::default();
-                let mut add = |row: &Row<'_>| {
-                    a.add(row.id)?;
-                    a.add(row.lane)?;
-                    a.add(row.turn())?;
-                    a.add(row.lot())?;
-                    a.add(row.priority)
-                };
-                rows.iter().try_for_each(|row| add(row)).map_err(Error::Encode)?;
-                sqlx::query_with(AssertSqlSafe(text), a).execute(&mut *conn).await?;
-            }
-            Ok(())
+            let inserted: Result<u64, Error> =
+                async { inserted!(self, conn, (tables, inbox), rows, longest, $arguments, ($insert, $unless)) }.await;
+            let inserted = inserted?;
+            // Whatever stands under these ids is new.
+            let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+            let mut text = format!(
+                "INSERT INTO {} (id, lane, turn, run, inbox, generation, attempts, lot, priority, alone) \
+                 SELECT id, lane, COALESCE(not_before, priority), 0, inbox, 1, 0, CASE WHEN not_before IS NULL THEN 0 ELSE 1 END, priority, 0 \
+                 FROM {} WHERE ",
+                tables.open, tables.messages
+            );
+            among(&mut text, &ids);
+            sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut *conn).await?;
+            Ok(inserted)
         }
 
         async fn look(&self, conn: &mut $conn, tables: &Tables, keys: &[[u8; 16]]) -> Result<Vec<Stands>, Error> {

@@ -1,9 +1,9 @@
 //! Taking messages in: a batch in one transaction, which moves the windows of its partitions with it.
 //!
 //! ```text
-//!   window in memory ─▶ BEGIN ─▶ insert messages, leaving alone what stands ─▶ all new? ─▶ insert open rows ─▶ window WHERE fence ─▶ COMMIT
-//!                                                       │ some stood
-//!                                                       └─▶ read whose they are: duplicates, conflicts
+//!   window in memory ─▶ BEGIN ─▶ insert messages, leaving alone what stands, and open rows of the others ─▶ window WHERE fence ─▶ COMMIT
+//!                                  │ some stood
+//!                                  └─▶ read whose they are: duplicates, conflicts
 //! ```
 //!
 //! - [`bring`] is what happens inside the transaction; the transaction itself, with lost commits, fences and retries, is `transaction/`'s.

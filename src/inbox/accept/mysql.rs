@@ -6,11 +6,21 @@ use sqlx::{Arguments, AssertSqlSafe, Error, Row as _};
 
 use super::blame;
 use super::dialect::{LOOK, ROWS, Row, Sql, Stands, by_question_marks, inserted, parts, stands, tuples};
+use crate::inbox::queue::among;
 use crate::inbox::tables::Tables;
 use crate::record::Origin;
 use crate::store::mysql::Mysql;
 use crate::store::sql::TableName;
 use crate::transaction::Transact;
+
+impl Mysql {
+    /// What a row says of when it was accepted.
+    async fn accepted(&self, conn: &mut MySqlConnection) -> Result<(&'static str, Option<i64>), Error> {
+        let text = format!("SET @hapax_now = {}", self.clock());
+        sqlx::raw_sql(AssertSqlSafe(text)).execute(conn).await?;
+        Ok(("@hapax_now", None))
+    }
+}
 
 impl Sql for Mysql {
     // LONGBLOB takes more; a packet does not.

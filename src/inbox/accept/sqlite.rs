@@ -1,15 +1,25 @@
 //! Taking messages in, in SQLite.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use sqlx::error::DatabaseError;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe, Error, Row as _};
 
 use super::blame;
 use super::dialect::{LOOK, ROWS, Row, Sql, Stands, by_question_marks, inserted, parts, stands, tuples};
+use crate::inbox::queue::among;
 use crate::inbox::tables::Tables;
-use crate::record::Origin;
+use crate::record::{Origin, millis};
 use crate::store::sqlite::Sqlite;
-use crate::transaction::Transact;
+
+impl Sqlite {
+    /// What a row says of when it was accepted, and with which value: its clock is this machine's.
+    #[allow(clippy::unused_async, reason = "others ask the server")]
+    async fn accepted(&self, _: &mut SqliteConnection) -> Result<(&'static str, Option<i64>), Error> {
+        Ok(("?", Some(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis))))
+    }
+}
 
 impl Sql for Sqlite {
     // SQLITE_MAX_LENGTH, of a value and of a row, unless it was built with less.

@@ -31,6 +31,12 @@ pub(crate) struct RunRow {
 /// The columns of [`RunRow`].
 pub(crate) const RUN: &str = "run, began, ended, mark, owner, taken, done";
 
+/// A free row of the ready lot, as numbers (turn, id, lane, generation, attempts, alone), and its message.
+pub(crate) type Offered = ([i64; 6], Content);
+
+/// Its numbers.
+pub(crate) const OFFERED: &str = "o.turn, o.id, o.lane, o.generation, o.attempts, o.alone";
+
 /// An edited payload: id, generation, payload.
 pub(crate) type Edited = (i64, i64, Option<Vec<u8>>);
 
@@ -104,6 +110,27 @@ pub(crate) trait Sql: Transact {
         conn: &mut Conn<Self>,
         text: String,
     ) -> impl Future<Output = Result<Vec<RunRow>, sqlx::Error>> + Send;
+
+    /// Reads free rows of the ready lot behind a place, in order, at most so many, with locks that others leave out; and with each its message,
+    /// which is not locked.
+    fn read_free(
+        &self,
+        conn: &mut Conn<Self>,
+        tables: &Tables,
+        inbox: i32,
+        behind: Place,
+        most: i64,
+    ) -> impl Future<Output = Result<Vec<Offered>, sqlx::Error>> + Send;
+
+    /// What stands behind a place.
+    fn behind(place: Place) -> String {
+        format!("(turn, id) > ({}, {})", place.turn, place.id)
+    }
+
+    /// Changes a row that is to be changed, and sets the savepoint under which handlers run. Says how many it changed.
+    fn hold(&self, conn: &mut Conn<Self>, update: String) -> impl Future<Output = Result<u64, sqlx::Error>> + Send {
+        async move { self.send(conn, update + "; SAVEPOINT hapax_handler").await }
+    }
 
     /// Reads messages, in any order. Their attempt is still to be said.
     fn read_wide(
@@ -184,7 +211,31 @@ macro_rules! asked {
     };
 }
 
-pub(super) use asked;
+/// Reads rows of [`OFFERED`] and `COLUMNS`.
+macro_rules! offered {
+    ($rows:expr, $row:ty) => {{
+        use sqlx::Row as _;
+        let mut topic = std::sync::Arc::from("");
+        let read = |row: &$row| {
+            let mut numbers = [0_i64; 6];
+            for (at, number) in numbers.iter_mut().enumerate() {
+                *number = row.try_get_unchecked(at)?;
+            }
+            Ok((numbers, $crate::inbox::message::Content::read(row, 6, &mut topic)?))
+        };
+        $rows.iter().map(read).collect()
+    }};
+}
+
+/// Reads rows of `COLUMNS`.
+macro_rules! contents {
+    ($rows:expr) => {{
+        let mut topic = std::sync::Arc::from("");
+        $rows.iter().map(|row| $crate::inbox::message::Content::read(row, 0, &mut topic)).collect()
+    }};
+}
+
+pub(super) use {asked, contents, offered};
 
 pub(super) use crate::transaction::hex;
 
@@ -215,6 +266,11 @@ pub(crate) struct Place {
     pub(crate) id: i64,
 }
 
+impl Place {
+    /// Before all rows. Its numbers can be written with their signs in every database.
+    pub(crate) const BEGINNING: Self = Self { turn: -i64::MAX, id: -i64::MAX };
+}
+
 /// Ranges up to this number are named one by one.
 const RANGES: usize = 16;
 
@@ -240,7 +296,7 @@ pub(super) fn which(places: &[Place]) -> String {
 }
 
 /// The same for ascending ids.
-pub(super) fn among(text: &mut String, ids: &[i64]) {
+pub(crate) fn among(text: &mut String, ids: &[i64]) {
     let ranges: Vec<&[i64]> = ids.chunk_by(|a, b| a.checked_add(1) == Some(*b)).collect();
     if ranges.len() > RANGES {
         let _ = write!(text, "id IN ({})", numbers(ids.iter().copied()));

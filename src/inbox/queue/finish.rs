@@ -68,7 +68,7 @@ fn of<'a>(run: &'a Run, ends: &'a [End]) -> Result<Vec<Of<'a>>, Fault> {
 
 impl<DB: Sealed> Core<DB> {
     /// Whether the run is still this worker's. Inside a handler's transaction it locks the run until that ends, so that nobody takes it over
-    /// meanwhile; it writes the mark and prolongs the lease.
+    /// meanwhile; it writes the mark, prolongs the lease, and sets the first handler's savepoint.
     pub(crate) async fn hold(&self, conn: &mut Conn<DB::Dialect>, run: &Run, mark: i32) -> Result<bool, Fault> {
         let text = format!(
             "UPDATE {} SET mark = {mark}, lease = {}(lease, {} + {}) WHERE inbox = {} AND run = {} AND ended IS NULL",
@@ -79,7 +79,7 @@ impl<DB: Sealed> Core<DB> {
             self.number,
             run.number
         );
-        let held = DB::DIALECT.send(conn, text).await.map_err(|error| Self::fault(&error))?;
+        let held = DB::DIALECT.hold(conn, text).await.map_err(|error| Self::fault(&error))?;
         Ok(held == 1)
     }
 

@@ -33,7 +33,10 @@ mod take;
 mod types;
 
 pub(crate) use dialect::Sql;
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(crate) use dialect::among;
 pub(crate) use listen::Listener;
+pub(crate) use take::Front;
 pub(crate) use types::{Ask, End, Ended, How, Run, Swept, Take, Taken};
 
 use self::dialect::{RUN, RunRow};

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlRow};
-use sqlx::{AssertSqlSafe, Error};
+use sqlx::{AssertSqlSafe, Error, Row as _};
 
-use super::dialect::{Sql, among, asked, hex, numbers};
+use super::dialect::{OFFERED, Offered, Place, Sql, among, asked, contents, hex, numbers};
 use crate::inbox::message::{COLUMNS, Content};
 use crate::inbox::tables::Tables;
 use crate::store::mysql::Mysql;
@@ -76,10 +76,54 @@ impl Sql for Mysql {
 
     asked!(MySqlConnection, MySqlRow);
 
+    /// One after the other: MariaDB knows no lock of one table's rows alone, and messages are not a worker's to lock.
+    async fn read_free(
+        &self,
+        conn: &mut MySqlConnection,
+        tables: &Tables,
+        inbox: i32,
+        behind: Place,
+        most: i64,
+    ) -> Result<Vec<Offered>, Error> {
+        let behind = match behind {
+            Place::BEGINNING => String::new(),
+            behind => format!(" AND {}", Self::behind(behind)),
+        };
+        let text = format!(
+            "SELECT {OFFERED} FROM {} AS o WHERE inbox = {inbox} AND lot = 0 AND run = 0{behind} ORDER BY turn, id LIMIT {most}{}",
+            tables.open,
+            self.skip_locked()
+        );
+        let rows = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(&mut *conn).await?;
+        let mut offered: Vec<[i64; 6]> = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let mut numbers = [0; 6];
+            for (at, number) in numbers.iter_mut().enumerate() {
+                *number = row.try_get_unchecked(at)?;
+            }
+            offered.push(numbers);
+        }
+        let mut ids: Vec<i64> = offered.iter().map(|[_, id, ..]| *id).collect();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        ids.sort_unstable();
+        let mut wide: Vec<Option<Content>> = self.read_wide(conn, tables, &ids).await?.into_iter().map(Some).collect();
+        wide.sort_unstable_by_key(|wide| wide.as_ref().map(|wide| wide.id));
+        let ids: Vec<i64> = wide.iter().flatten().map(|wide| wide.id.0).collect();
+        let mut message = |id: i64| wide.get_mut(ids.binary_search(&id).ok()?)?.take();
+        let gone = || Error::Decode("a message is gone whose row is open".into());
+        offered.into_iter().map(|numbers| Ok((numbers, message(numbers[1]).ok_or_else(gone)?))).collect()
+    }
+
+    fn behind(place: Place) -> String {
+        // A comparison of pairs is no range to it.
+        format!("(turn = {0} AND id > {1} OR turn > {0})", place.turn, place.id)
+    }
+
     async fn read_wide(&self, conn: &mut MySqlConnection, tables: &Tables, ids: &[i64]) -> Result<Vec<Content>, Error> {
-        let mut text = format!("SELECT {COLUMNS} FROM {} WHERE ", tables.messages);
+        let mut text = format!("SELECT {COLUMNS} FROM {} AS m WHERE ", tables.messages);
         among(&mut text, ids);
-        let rows = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(conn).await?;
-        rows.iter().map(|row| Content::read(row, 0, 0)).collect()
+        contents!(sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(conn).await?)
     }
 }

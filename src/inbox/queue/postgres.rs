@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnection, PgListener, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Error, Pool};
 
-use super::dialect::{Sql, asked, hex, tuples};
+use super::dialect::{OFFERED, Offered, Place, Sql, asked, contents, hex, offered, tuples};
 use super::listen::Listener;
 use crate::inbox::message::{COLUMNS, Content};
 use crate::inbox::tables::Tables;
@@ -42,10 +42,26 @@ impl Sql for Postgres {
 
     asked!(PgConnection, PgRow);
 
+    async fn read_free(
+        &self,
+        conn: &mut PgConnection,
+        tables: &Tables,
+        inbox: i32,
+        behind: Place,
+        most: i64,
+    ) -> Result<Vec<Offered>, Error> {
+        let text = format!(
+            "SELECT {OFFERED}, {COLUMNS} FROM {} AS o LEFT JOIN {} AS m ON m.id = o.id WHERE o.inbox = {inbox} AND o.lot = 0 AND o.run = 0 \
+             AND (o.turn, o.id) > ($1, $2) ORDER BY o.turn, o.id LIMIT $3 FOR UPDATE OF o SKIP LOCKED",
+            tables.open, tables.messages
+        );
+        let query = sqlx::query(AssertSqlSafe(text)).bind(behind.turn).bind(behind.id).bind(most);
+        offered!(query.fetch_all(conn).await?, PgRow)
+    }
+
     async fn read_wide(&self, conn: &mut PgConnection, tables: &Tables, ids: &[i64]) -> Result<Vec<Content>, Error> {
-        let text = format!("SELECT {COLUMNS} FROM {} WHERE id = ANY ($1::bigint[])", tables.messages);
-        let rows = sqlx::query(AssertSqlSafe(text)).bind(ids).fetch_all(conn).await?;
-        rows.iter().map(|row| Content::read(row, 0, 0)).collect()
+        let text = format!("SELECT {COLUMNS} FROM {} AS m WHERE m.id = ANY ($1::bigint[])", tables.messages);
+        contents!(sqlx::query(AssertSqlSafe(text)).bind(ids).fetch_all(conn).await?)
     }
 
     fn notice(channel: &str) -> Option<String> {

@@ -3,7 +3,7 @@
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Error};
 
-use super::dialect::{Sql, among, asked, hex, tuples};
+use super::dialect::{OFFERED, Offered, Place, Sql, among, asked, contents, hex, offered, tuples};
 use crate::inbox::message::{COLUMNS, Content};
 use crate::inbox::tables::Tables;
 use crate::store::sqlite::Sqlite;
@@ -33,15 +33,37 @@ impl Sql for Sqlite {
 
     asked!(SqliteConnection, SqliteRow);
 
+    async fn hold(&self, conn: &mut SqliteConnection, update: String) -> Result<u64, Error> {
+        // What is counted as changed after a savepoint is what was changed before it: so the rows are.
+        let text = format!("{update} RETURNING 1; SAVEPOINT hapax_handler");
+        Ok(sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(conn).await?.len() as u64)
+    }
+
+    async fn read_free(
+        &self,
+        conn: &mut SqliteConnection,
+        tables: &Tables,
+        inbox: i32,
+        behind: Place,
+        most: i64,
+    ) -> Result<Vec<Offered>, Error> {
+        let text = format!(
+            "SELECT {OFFERED}, {COLUMNS} FROM {} AS o LEFT JOIN {} AS m ON m.id = o.id WHERE o.inbox = {inbox} AND o.lot = 0 AND o.run = 0 \
+             AND (o.turn, o.id) > (?, ?) ORDER BY o.turn, o.id LIMIT ?",
+            tables.open, tables.messages
+        );
+        let query = sqlx::query(AssertSqlSafe(text)).bind(behind.turn).bind(behind.id).bind(most);
+        offered!(query.fetch_all(conn).await?, SqliteRow)
+    }
+
     async fn read_wide(
         &self,
         conn: &mut SqliteConnection,
         tables: &Tables,
         ids: &[i64],
     ) -> Result<Vec<Content>, Error> {
-        let mut text = format!("SELECT {COLUMNS} FROM {} WHERE ", tables.messages);
+        let mut text = format!("SELECT {COLUMNS} FROM {} AS m WHERE ", tables.messages);
         among(&mut text, ids);
-        let rows = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(conn).await?;
-        rows.iter().map(|row| Content::read(row, 0, 0)).collect()
+        contents!(sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(conn).await?)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -27,6 +27,30 @@ const FEWEST: usize = 64;
 const MOST: usize = 1 << 14;
 /// So many rows that are not theirs to take, seen by one taker, are put behind their lanes, out of everybody's way.
 const CROWD: usize = 512;
+/// After so long free rows are looked for from the beginning again.
+const AFRESH: Duration = Duration::from_millis(100);
+
+/// Up to where everything that was ready has been taken, as far as this process knows, so that the next look begins there: databases keep what is
+/// deleted for a while, and whoever looks from the beginning wades through it. What comes back, or comes in, before that place is found a moment later:
+/// when there is little left behind it, or anything more urgent, or after [`AFRESH`].
+#[derive(Debug, Default)]
+pub(crate) struct Front(Mutex<Option<(Place, Instant)>>);
+
+impl Front {
+    fn lock(&self) -> MutexGuard<'_, Option<(Place, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From where to look, and since when.
+    fn get(&self, now: Instant) -> Option<(Place, Instant)> {
+        self.lock().filter(|(_, since)| now < *since + AFRESH)
+    }
+
+    /// All up to this place was taken; the last look from the beginning was then.
+    fn set(&self, to: Option<Place>, since: Instant) {
+        *self.lock() = to.map(|place| (place, since));
+    }
+}
 
 /// What stands at the gate.
 struct Gate {
@@ -34,6 +58,26 @@ struct Gate {
     paused: bool,
     /// When the first waiting message is due, if it waits for a time.
     due: Option<Millis>,
+    /// Something is ready before the turn that was asked about.
+    urgent: bool,
+}
+
+/// What there is to choose from.
+struct Offer {
+    free: Vec<Free>,
+    /// For each its message, where they were read together.
+    wide: Vec<Content>,
+}
+
+/// What was chosen.
+struct Chosen {
+    free: Vec<Free>,
+    /// For each its message, where they were read together.
+    wide: Vec<Content>,
+    /// What was seen besides, and may not be taken.
+    rest: Vec<Free>,
+    /// Up to where all was taken, and since when nobody looked from the beginning.
+    front: Option<(Place, Instant)>,
 }
 
 /// A free row.
@@ -98,51 +142,97 @@ impl<DB: Sealed> Core<DB> {
         }
     }
 
-    /// The clock and who is let in. By key, one taker at a time.
-    async fn gate(&self, conn: &mut Conn<DB::Dialect>, alone: bool) -> Result<Gate, Fault> {
+    /// The clock and who is let in. By key, one taker at a time. `front`: whether anything before that turn is ready.
+    async fn gate(&self, conn: &mut Conn<DB::Dialect>, alone: bool, front: Option<i64>) -> Result<Gate, Fault> {
         let (handlers, open, inbox) = (&self.tables.handlers, &self.tables.open, self.number);
         let lock = if alone { <DB::Dialect as Sql>::LOCK_ROWS } else { "" };
+        let urgent = front.map_or_else(
+            || "NULL".to_owned(),
+            |front| {
+                format!(
+                    "(SELECT min(d.turn) FROM {open} AS d WHERE d.inbox = {inbox} AND d.lot = 0 AND d.turn < {front})"
+                )
+            },
+        );
         let text = format!(
-            "{}SELECT {}, h.paused, (SELECT min(d.turn) FROM {open} AS d WHERE d.inbox = {inbox} AND d.lot = 1) \
+            "{}SELECT {}, h.paused, (SELECT min(d.turn) FROM {open} AS d WHERE d.inbox = {inbox} AND d.lot = 1), {urgent} \
              FROM {handlers} AS h WHERE h.inbox = {inbox}{lock}",
             <DB::Dialect as Sql>::PRELUDE,
             <DB::Dialect as Sql>::CLOCK_MS,
         );
-        let rows = DB::DIALECT.read_numbers(conn, text, 3).await.map_err(|error| Self::fault(&error))?;
+        let rows = DB::DIALECT.read_numbers(conn, text, 4).await.map_err(|error| Self::fault(&error))?;
         match rows.first().map(Vec::as_slice) {
-            Some([Some(now), Some(paused), due]) => {
-                Ok(Gate { now: *now, paused: *paused != 0, due: due.filter(|due| *due < FAR) })
+            Some([Some(now), Some(paused), due, urgent]) => {
+                let due = due.filter(|due| *due < FAR);
+                Ok(Gate { now: *now, paused: *paused != 0, due, urgent: urgent.is_some() })
             }
             _ => Err(Fault::Refused("the inbox's row is gone from the table of handlers.".into())),
         }
     }
 
-    async fn free(&self, conn: &mut Conn<DB::Dialect>, by_key: bool, limit: usize) -> Result<Vec<Free>, Fault> {
-        let (open, inbox) = (&self.tables.open, self.number);
-        let text = if by_key {
-            format!(
-                "SELECT r.turn, r.id, r.lane, r.generation, r.attempts, r.alone, \
-                 (SELECT e.id FROM {open} AS e WHERE e.lane = r.lane AND e.id < r.id AND e.lot < 2 ORDER BY e.id DESC LIMIT 1), \
-                 CASE WHEN (r.generation > 1 AND EXISTS \
-                 (SELECT 1 FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.run <> 0)) OR COALESCE(\
-                 (SELECT e.run FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.lot < 2 ORDER BY e.id LIMIT 1), 0) <> 0 \
-                 THEN 1 ELSE 0 END \
-                 FROM {open} AS r WHERE r.inbox = {inbox} AND r.lot = 0 AND r.run = 0 ORDER BY r.turn, r.id LIMIT {limit}"
-            )
-        } else {
-            format!(
-                "SELECT turn, id, lane, generation, attempts, alone, NULL, 0 FROM {open} \
-                 WHERE inbox = {inbox} AND lot = 0 AND run = 0 ORDER BY turn, id LIMIT {limit}{}",
-                DB::DIALECT.skip_locked()
-            )
+    /// Free rows behind a place, in order.
+    async fn free(
+        &self,
+        conn: &mut Conn<DB::Dialect>,
+        by_key: bool,
+        limit: usize,
+        behind: Place,
+    ) -> Result<Offer, Fault> {
+        let asked = match by_key {
+            false => self.free_at_once(conn, limit, behind).await,
+            true => self.free_by_key(conn, limit, behind).await,
         };
-        let rows = match DB::DIALECT.read_numbers(conn, text, 8).await {
-            Ok(rows) => rows,
+        match asked {
+            Ok(offer) => offer.ok_or_else(broken),
             Err(error) if DB::DIALECT.cannot_skip(&error) => {
-                return Err(Fault::Contended("the server knows no SKIP LOCKED.".into()));
+                Err(Fault::Contended("the server knows no SKIP LOCKED.".into()))
             }
-            Err(error) => return Err(Self::fault(&error)),
+            Err(error) => Err(Self::fault(&error)),
+        }
+    }
+
+    /// With their messages: all of them are taken, as a rule.
+    async fn free_at_once(
+        &self,
+        conn: &mut Conn<DB::Dialect>,
+        limit: usize,
+        behind: Place,
+    ) -> sqlx::Result<Option<Offer>> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = DB::DIALECT.read_free(conn, &self.tables, self.number, behind, limit).await?;
+        let mut offer = Offer { free: Vec::with_capacity(rows.len()), wide: Vec::with_capacity(rows.len()) };
+        for ([turn, id, lane, generation, attempts, alone], wide) in rows {
+            let (Ok(generation), Ok(attempts)) = (u32::try_from(generation), u32::try_from(attempts)) else {
+                return Ok(None);
+            };
+            let (place, alone) = (Place { turn, id }, alone != 0);
+            offer.free.push(Free { place, lane, generation, attempts, alone, before: None, busy: false });
+            offer.wide.push(wide);
+        }
+        Ok(Some(offer))
+    }
+
+    async fn free_by_key(
+        &self,
+        conn: &mut Conn<DB::Dialect>,
+        limit: usize,
+        behind: Place,
+    ) -> sqlx::Result<Option<Offer>> {
+        let (open, inbox) = (&self.tables.open, self.number);
+        let behind = match behind {
+            Place::BEGINNING => String::new(),
+            behind => format!(" AND {}", <DB::Dialect as Sql>::behind(behind)),
         };
+        let text = format!(
+            "SELECT r.turn, r.id, r.lane, r.generation, r.attempts, r.alone, \
+             (SELECT e.id FROM {open} AS e WHERE e.lane = r.lane AND e.id < r.id AND e.lot < 2 ORDER BY e.id DESC LIMIT 1), \
+             CASE WHEN (r.generation > 1 AND EXISTS \
+             (SELECT 1 FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.run <> 0)) OR COALESCE(\
+             (SELECT e.run FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.lot < 2 ORDER BY e.id LIMIT 1), 0) <> 0 \
+             THEN 1 ELSE 0 END \
+             FROM {open} AS r WHERE inbox = {inbox} AND lot = 0 AND run = 0{behind} ORDER BY r.turn, r.id LIMIT {limit}"
+        );
+        let rows = DB::DIALECT.read_numbers(conn, text, 8).await?;
         let count = |number: &Option<i64>| number.and_then(|number| u32::try_from(number).ok());
         let read = |row: &Vec<Option<i64>>| match row.as_slice() {
             [Some(turn), Some(id), Some(lane), generation, attempts, Some(alone), before, Some(busy)] => Some(Free {
@@ -156,14 +246,15 @@ impl<DB: Sealed> Core<DB> {
             }),
             _ => None,
         };
-        rows.iter().map(read).collect::<Option<_>>().ok_or_else(broken)
+        Ok(rows.iter().map(read).collect::<Option<_>>().map(|free| Offer { free, wide: Vec::new() }))
     }
 
     async fn try_take(&self, ask: &Ask) -> Result<Tried, Fault> {
         let asked = Instant::now();
+        let mut front = self.front.get(asked);
         let mut tx = self.begin().await?;
         let conn = tx.conn()?;
-        let gate = self.gate(conn, ask.by_key).await?;
+        let gate = self.gate(conn, ask.by_key, front.map(|(place, _)| place.turn)).await?;
         if gate.paused || ask.most == 0 {
             self.rollback(tx).await;
             return Ok(Tried::Took(Take { run: None, paused: gate.paused, due_in: None }));
@@ -173,12 +264,15 @@ impl<DB: Sealed> Core<DB> {
             let text = DB::DIALECT.promoting(&self.tables.open, self.number, gate.now, PROMOTED);
             promoted = DB::DIALECT.send(conn, text).await.map_err(|error| Self::fault(&error))?;
         }
-        let (chosen, rest) = self.choose(conn, ask).await?;
-        let parked = match rest.len() {
-            crowd if crowd >= CROWD => self.put_behind(conn, &rest).await?,
+        if promoted > 0 || gate.urgent {
+            front = None;
+        }
+        let chosen = self.choose(conn, ask, asked, front).await?;
+        let parked = match chosen.rest.len() {
+            crowd if crowd >= CROWD => self.put_behind(conn, &chosen.rest).await?,
             _ => 0,
         };
-        if chosen.is_empty() {
+        if chosen.free.is_empty() {
             if promoted + parked == 0 {
                 self.rollback(tx).await;
                 let due_in = gate.due.map(|due| Duration::from_millis((due - gate.now).max(0).cast_unsigned()));
@@ -189,27 +283,48 @@ impl<DB: Sealed> Core<DB> {
                 Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
             };
         }
-        self.begin_run(tx, ask, gate.now, asked, chosen)
-            .await
-            .map(|run| Tried::Took(Take { run: Some(run), paused: false, due_in: None }))
+        let front = chosen.front;
+        let run = self.begin_run(tx, ask, gate.now, asked, chosen).await?;
+        self.front.set(front.map(|(place, _)| place), front.map_or(asked, |(_, since)| since));
+        Ok(Tried::Took(Take { run: Some(run), paused: false, due_in: None }))
     }
 
-    /// What one run may take now, and what it saw besides and may not.
-    async fn choose(&self, conn: &mut Conn<DB::Dialect>, ask: &Ask) -> Result<(Vec<Free>, Vec<Free>), Fault> {
+    /// What one run may take now.
+    async fn choose(
+        &self,
+        conn: &mut Conn<DB::Dialect>,
+        ask: &Ask,
+        asked: Instant,
+        mut front: Option<(Place, Instant)>,
+    ) -> Result<Chosen, Fault> {
         let mut limit = if ask.by_key { ask.most.max(FEWEST) } else { ask.most };
         loop {
-            let rows = self.free(conn, ask.by_key, limit).await?;
+            let behind = front.map_or(Place::BEGINNING, |(place, _)| place);
+            let Offer { free: rows, wide } = self.free(conn, ask.by_key, limit, behind).await?;
             let chosen = choose(ask.by_key, ask.most, &rows);
+            if (rows.len() < limit || chosen.is_empty()) && front.take().is_some() {
+                continue;
+            }
             // A lone one is all there is to this run.
             let lone = chosen.first().is_some_and(|first| first.alone);
             let enough = lone || chosen.len() >= ask.most || rows.len() < limit || limit >= MOST || !ask.by_key;
             if enough {
+                let as_far = rows.iter().zip(&chosen).take_while(|(row, free)| row.place == free.place).last();
+                let as_far = as_far.map(|(row, _)| row.place);
+                let since = front.map_or(asked, |(_, since)| since);
+                // Where nothing came of this look, the next one begins where it did.
+                let front = as_far.or(front.map(|(place, _)| place)).map(|place| (place, since));
+                if !ask.by_key {
+                    let wide = wide.into_iter().zip(&rows).filter(|(_, row)| lone == row.alone);
+                    let wide = wide.take(chosen.len()).map(|(wide, _)| wide).collect();
+                    return Ok(Chosen { free: chosen, wide, rest: Vec::new(), front });
+                }
                 let ids: HashSet<i64> = chosen.iter().map(|free| free.place.id).collect();
-                let rest = match ask.by_key && !lone && chosen.len() < ask.most {
+                let rest = match !lone && chosen.len() < ask.most {
                     true => rows.into_iter().filter(|free| !ids.contains(&free.place.id) && !free.alone).collect(),
                     false => Vec::new(),
                 };
-                return Ok((chosen, rest));
+                return Ok(Chosen { free: chosen, wide: Vec::new(), rest, front });
             }
             limit = (limit * 8).min(MOST);
         }
@@ -222,8 +337,9 @@ impl<DB: Sealed> Core<DB> {
         ask: &Ask,
         now: Millis,
         asked: Instant,
-        chosen: Vec<Free>,
+        chosen: Chosen,
     ) -> Result<Run, Fault> {
+        let Chosen { free: chosen, wide, .. } = chosen;
         let (open, runs, inbox) = (&self.tables.open, &self.tables.runs, self.number);
         let run = number(now, self.base.random());
         let level = match ask.level {
@@ -262,7 +378,7 @@ impl<DB: Sealed> Core<DB> {
             self.rollback(tx).await;
             return Err(Fault::Contended("others took some of the same messages.".into()));
         }
-        let taken = self.messages(conn, &chosen).await?;
+        let taken = self.messages(conn, &chosen, wide).await?;
         match self.commit(tx).await {
             Committed::Yes => {}
             Committed::Unknown(fault) => {
@@ -299,12 +415,25 @@ impl<DB: Sealed> Core<DB> {
         }
     }
 
-    /// The messages of these rows, in their order.
-    async fn messages(&self, conn: &mut Conn<DB::Dialect>, rows: &[Free]) -> Result<Vec<Taken>, Fault> {
-        let mut ids: Vec<i64> = rows.iter().map(|free| free.place.id).collect();
-        ids.sort_unstable();
-        let wide = DB::DIALECT.read_wide(conn, &self.tables, &ids).await.map_err(|error| Self::fault(&error))?;
-        let mut wide: HashMap<i64, _> = wide.into_iter().map(|wide| (wide.id.0, wide)).collect();
+    /// The messages of these rows, in their order. `wide`: for each its message, if they were read with them.
+    async fn messages(
+        &self,
+        conn: &mut Conn<DB::Dialect>,
+        rows: &[Free],
+        mut wide: Vec<Content>,
+    ) -> Result<Vec<Taken>, Fault> {
+        if wide.is_empty() {
+            let mut ids: Vec<i64> = rows.iter().map(|free| free.place.id).collect();
+            ids.sort_unstable();
+            wide = DB::DIALECT.read_wide(conn, &self.tables, &ids).await.map_err(|error| Self::fault(&error))?;
+            let mut places: Vec<(i64, usize)> = rows.iter().enumerate().map(|(at, free)| (free.place.id, at)).collect();
+            places.sort_unstable();
+            let place = |id: i64| places.binary_search_by_key(&id, |(id, _)| *id).map_or(0, |at| places[at].1);
+            wide.sort_by_cached_key(|wide| place(wide.id.0));
+        }
+        if wide.len() != rows.len() {
+            return Err(broken());
+        }
         let again: Vec<i64> = rows.iter().filter(|free| free.generation > 1).map(|free| free.place.id).collect();
         if !again.is_empty() {
             // What an operator put in the place of a payload holds from its generation on.
@@ -316,17 +445,19 @@ impl<DB: Sealed> Core<DB> {
             for (id, generation, payload) in
                 DB::DIALECT.read_edited(conn, text).await.map_err(|error| Self::fault(&error))?
             {
-                let of = rows.iter().find(|free| free.place.id == id);
-                if let (Some(wide), Some(of)) = (wide.get_mut(&id), of)
+                let of = rows.iter().zip(&mut wide).find(|(free, _)| free.place.id == id);
+                if let Some((of, wide)) = of
                     && generation <= i64::from(of.generation)
                 {
                     (wide.payload, wide.form) = (payload.map(Into::into), Form::Edited);
                 }
             }
         }
-        let message = |free: &Free| {
+        let message = |(free, content): (&Free, Content)| {
             let attempt = free.attempts.saturating_add(1);
-            let content = wide.remove(&free.place.id)?;
+            if content.id.0 != free.place.id {
+                return None;
+            }
             let content = Content { generation: free.generation, attempt, ..content };
             Some(Taken {
                 id: free.place.id,
@@ -338,13 +469,13 @@ impl<DB: Sealed> Core<DB> {
                 message: Message::new(content),
             })
         };
-        rows.iter().map(message).collect::<Option<_>>().ok_or_else(broken)
+        rows.iter().zip(wide).map(message).collect::<Option<_>>().ok_or_else(broken)
     }
 
     /// How long until the next waiting message is due; `None` where none waits for a time.
     pub(crate) async fn next_due(&self) -> Result<Option<Duration>, Fault> {
         let mut tx = self.begin().await?;
-        let gate = self.gate(tx.conn()?, false).await?;
+        let gate = self.gate(tx.conn()?, false, None).await?;
         self.rollback(tx).await;
         Ok(gate.due.map(|due| Duration::from_millis((due - gate.now).max(0).cast_unsigned())))
     }
@@ -354,19 +485,23 @@ impl<DB: Sealed> Core<DB> {
 fn choose(by_key: bool, most: usize, rows: &[Free]) -> Vec<Free> {
     let candidates: Vec<Candidate> =
         rows.iter().map(|free| Candidate { id: free.place.id, lane: free.lane, alone: free.alone }).collect();
+    if !by_key {
+        // They come in the order in which they were given.
+        let mut left = rows.iter();
+        let mut free = |id: i64| left.by_ref().find(|free| free.place.id == id).copied();
+        return rules::choose(false, most, &candidates, |_| None).iter().filter_map(|one| free(one.id)).collect();
+    }
     let mut barriers: HashMap<i64, i64> = HashMap::new();
     let by_id: HashMap<i64, &Free> = rows.iter().map(|free| (free.place.id, free)).collect();
-    if by_key {
-        for free in rows {
-            let barrier = match free.before {
-                _ if free.busy => BUSY,
-                Some(before) if !by_id.contains_key(&before) => before,
-                _ => continue,
-            };
-            barriers.entry(free.lane).and_modify(|lowest| *lowest = barrier.min(*lowest)).or_insert(barrier);
-        }
+    for free in rows {
+        let barrier = match free.before {
+            _ if free.busy => BUSY,
+            Some(before) if !by_id.contains_key(&before) => before,
+            _ => continue,
+        };
+        barriers.entry(free.lane).and_modify(|lowest| *lowest = barrier.min(*lowest)).or_insert(barrier);
     }
-    rules::choose(by_key, most, &candidates, |lane| barriers.get(&lane).copied())
+    rules::choose(true, most, &candidates, |lane| barriers.get(&lane).copied())
         .iter()
         .filter_map(|candidate| by_id.get(&candidate.id).map(|free| **free))
         .collect()

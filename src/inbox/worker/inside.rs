@@ -9,7 +9,6 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -22,7 +21,7 @@ use crate::inbox::rules::Class;
 use crate::observe::{Outcome, Process};
 use crate::store::sql::{Dialect, Fault, jitter};
 use crate::transaction::sealed::Sealed;
-use crate::transaction::{Called, Committed, Misuse, Transact, Tx, Why, bounded, called, sorted};
+use crate::transaction::{Called, Committed, Misuse, Transact, Tx, Why, bounded, called};
 use crate::wrapper::{ErrorClass, Failure, pause};
 
 /// How often a single message is tried again that the database gave up in favour of others.
@@ -297,14 +296,9 @@ impl<DB: Sealed, S: Shape<DB>> Inside<'_, DB, S> {
     /// Runs the handler for each message, one after the other.
     async fn each(&mut self, tx: &mut Tx<DB>, places: &[usize], ends: &mut Vec<End>) -> Result<(), Left<S::Error>> {
         let mut blocked = self.blocked.clone();
-        let mut open = false;
         for (number, &at) in places.iter().enumerate() {
             if !self.turn(at, &mut blocked, ends) {
                 continue;
-            }
-            if !open {
-                savepoint(tx).await?;
-                open = true;
             }
             let ran = self.call(tx, &[at]).await;
             let next = number + 1 < places.len();
@@ -330,7 +324,6 @@ impl<DB: Sealed, S: Shape<DB>> Inside<'_, DB, S> {
             }
         }
         let Some(&first) = ready.first() else { return Ok(()) };
-        savepoint(tx).await?;
         let ran = self.call(tx, &ready).await;
         if let Ran::Ended(Err(failure @ (Failure::Panicked(_) | Failure::TimedOut(_)))) = ran {
             // Whose fault it was shows when they are run apart.
@@ -624,15 +617,4 @@ impl<DB: Sealed, S: Shape<DB>> Inside<'_, DB, S> {
         }
         self.tell(places.iter().map(|&at| End { at, how: How::Released }).collect()).await;
     }
-}
-
-async fn savepoint<DB: Sealed, E>(tx: &mut Tx<DB>) -> Result<(), Left<E>> {
-    let conn = tx.conn().map_err(|fault| Left::Close(fault.into()))?;
-    DB::DIALECT.savepoint(conn).boxed_local().await.map_err(|error| {
-        let fault = sorted::<DB::Dialect>(&error);
-        match fault.spares_connection() {
-            true => Left::Rollback(fault.into()),
-            false => Left::Close(fault.into()),
-        }
-    })
 }

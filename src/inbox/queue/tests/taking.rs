@@ -65,6 +65,28 @@ async fn the_urgent_and_the_due_come_first<DB>() {
 }
 
 everywhere! {
+/// Whoever looks on from where the last look ended misses neither what is more urgent nor what came back. Fails where the gate is not asked for the first,
+/// or the beginning is not looked at again for the second.
+async fn what_stands_before_the_front_is_found<DB>() {
+    let ground = Ground::<DB>::new().await;
+    ground.seed(0, &[READY; 40]).await;
+    let first = ground.run_of(&ask(5)).await;
+    ground.seed(40, &[Row { turn: -1, priority: -1, ..READY }]).await;
+    let second = ground.run_of(&ask(5)).await;
+    assert_eq!(second.taken[0].id, ground.id(40), "the urgent one");
+    ground.handle(&first, &all(&first, How::Released)).await.unwrap();
+    ground.succeed(&second).await;
+    let mut taken = 0;
+    while let Some(run) = ground.take(5).await.run {
+        taken += run.taken.len();
+        ground.succeed(&run).await;
+    }
+    assert_eq!(taken, 36);
+    ground.all_done(41).await;
+}
+}
+
+everywhere! {
 async fn a_paused_inbox_gives_nothing<DB>() {
     let ground = Ground::<DB>::new().await;
     ground.seed(0, &[READY]).await;
