@@ -13,11 +13,11 @@ use sqlx::{
     SqliteConnection,
 };
 
-use crate::PAYLOAD;
 use crate::data::{BATCH, expect};
 use crate::database::Place;
 use crate::figures::{Bar, Failure, Figures, Run, Side};
 use crate::hand::Hand;
+use crate::{PAYLOAD, uuid};
 
 pub async fn measure<B: Taking>(figures: &mut Figures) -> Result<(), Failure> {
     let (messages, grown) = (figures.args.number("messages"), figures.args.number("grown"));
@@ -38,7 +38,7 @@ fn fresh(messages: usize) -> Vec<Vec<Parts>> {
     let payload = vec![7_u8; PAYLOAD];
     let message = |n: usize| {
         let message = Parts::new("orders").at(0, n as i64).timestamp(1).key(format!("key {}", n % 1000));
-        message.payload(payload.clone()).header("message-id", format!("message {n}"))
+        message.payload(payload.clone()).header("message-id", uuid(n))
     };
     (0..messages).step_by(BATCH).map(|first| (first..messages.min(first + BATCH)).map(message).collect()).collect()
 }

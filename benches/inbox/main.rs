@@ -19,6 +19,9 @@
 //! | `workers_8` | eight workers | one |
 //! | `grown` | the same with 10 million succeeded messages in the table | with none |
 //!
+//! Identities are like UUIDs, which come in no order: over ascending ones an index is written at its end alone, which digests, as the inbox keeps them,
+//! cannot have.
+//!
 //! The table by hand keeps a state and a time, and knows no attempts, no lease, no failure, no history and no priority.
 //!
 //! Services come from the environment (`scripts/services env`); without them only SQLite is measured.
@@ -51,6 +54,25 @@ use std::process::ExitCode;
 use accept::Taking;
 use args::Number;
 use figures::{Failure, Figures};
+
+/// An identity as producers choose them: random, so that the index over them is written all over, on either side.
+pub fn uuid(n: usize) -> String {
+    let mix = |mut x: u64| {
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    };
+    let (high, low) = (mix(n as u64 ^ 0x9e37_79b9_7f4a_7c15), mix(n as u64 ^ 0xd6e8_feb8_6659_fd93));
+    let part = |number: u64, from: u32, digits: u32| (number >> from) & ((1 << (4 * digits)) - 1);
+    format!(
+        "{:08x}-{:04x}-4{:03x}-a{:03x}-{:012x}",
+        part(high, 32, 8),
+        part(high, 16, 4),
+        part(high, 0, 3),
+        part(low, 48, 3),
+        part(low, 0, 12)
+    )
+}
 
 /// Bytes of a payload.
 pub const PAYLOAD: usize = 200;

@@ -11,11 +11,11 @@ use hapax::message::Parts;
 use sqlx::Connection as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::PAYLOAD;
 use crate::data::{BATCH, expect};
 use crate::database::Place;
 use crate::figures::{Bar, Failure, Figures, Run, Side};
 use crate::hand::Hand;
+use crate::{PAYLOAD, uuid};
 
 /// How our backlog is worked.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +70,7 @@ async fn ours<B: Hand>(messages: usize, way: Way) -> Result<Run, Failure> {
                     .at(0, n as i64)
                     .key(format!("key {}", n % 1000))
                     .payload(payload.clone())
-                    .header("message-id", format!("message {n}"))
+                    .header("message-id", uuid(n))
             })
             .collect();
         let accepted = inbox.accept_batch(&batch).await;
