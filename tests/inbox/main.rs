@@ -8,11 +8,13 @@
 mod support;
 
 mod accept;
+mod accept_blame;
 mod accept_consumer;
 mod accept_faults;
 #[path = "../transaction/base.rs"]
 mod base;
 mod cut;
+mod erasure;
 mod model;
 mod operate;
 mod operate_desk;
@@ -22,6 +24,7 @@ mod pick_up;
 mod retention;
 mod schema;
 mod stopped;
+mod watch;
 mod work;
 mod work_faults;
 mod work_killed;
