@@ -212,6 +212,7 @@ macro_rules! asked {
 }
 
 /// Reads rows of [`OFFERED`] and `COLUMNS`.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 macro_rules! offered {
     ($rows:expr, $row:ty) => {{
         use sqlx::Row as _;
@@ -235,7 +236,9 @@ macro_rules! contents {
     }};
 }
 
-pub(super) use {asked, contents, offered};
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) use offered;
+pub(super) use {asked, contents};
 
 pub(super) use crate::transaction::hex;
 
