@@ -54,11 +54,14 @@ async fn what_comes_is_told_and_not_looked_for() {
     run.await.unwrap().unwrap();
 }
 
+/// Message, generation, attempt, form and payload, as a handler was given them.
+type Seen = Vec<(i64, u32, u32, Form, String)>;
+
 everywhere! {
     async fn a_worker_gets_the_payload_that_an_operator_left<DB>() {
         let shop = Shop::<DB>::open().await;
         shop.stock(0, 3, 3).await;
-        let seen: Arc<Mutex<Vec<(i64, u32, u32, Form, String)>>> = Arc::default();
+        let seen: Arc<Mutex<Seen>> = Arc::default();
         let (effects, notes) = (shop.effects.clone(), Arc::clone(&seen));
         let handler = async move |m: Message, tx: &mut DB::Connection| {
             let payload = String::from_utf8(m.payload().unwrap().to_vec()).unwrap();
