@@ -309,10 +309,12 @@ impl<DB: TransactionalDatabase> Records for Stored<DB> {
             let ended = match verdict {
                 Verdict::Succeeded | Verdict::Dead => Some(seam::Ended::Finished),
                 Verdict::Failed { .. } => Some(seam::Ended::Failed(hand.attempt)),
-                Verdict::Released => None,
+                // As a store does, it takes back what was counted before it ran.
+                Verdict::Released => self.0.core.is_counted(&hand.item).then_some(seam::Ended::Failed(0)),
             };
             tickets.push(*ticket);
-            places.push(ended.map(|_| items.len()));
+            // One that is given back is nobody's any more, whoever has the partition.
+            places.push(ended.filter(|_| *verdict != Verdict::Released).map(|_| items.len()));
             if let Some(ended) = ended {
                 items.push(hand.item.clone());
                 noted.push(ended);

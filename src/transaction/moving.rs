@@ -41,8 +41,7 @@ impl Moving {
             let item = &batch.items[at];
             finished.push((item.origin.offset, item.stamp));
         }
-        // What is not burnt leaves no trace.
-        for &(at, tries) in failed.iter().filter(|(_, tries)| *tries > 0) {
+        for &(at, tries) in failed {
             let Some((_, _, failed)) = batch.held.number(at).and_then(|number| moves.get_mut(number)) else { continue };
             failed.push((batch.items[at].origin.offset, tries));
         }
@@ -50,8 +49,11 @@ impl Moving {
         moves.sort_unstable_by_key(|(held, ..)| held.source);
         for (held, finished, failed) in moves {
             let _moving = Arc::clone(&held.moving).lock_owned().await;
-            // A row that stays as it is could not tell later whether it was written.
-            let news = |(offset, tries): &(i64, u32)| !matches!(held.look(*offset), Verdict::New { attempts } if attempts >= *tries);
+            // A row that stays as it is could not tell later whether it was written. What is not burnt leaves no trace, unless it was counted before.
+            let news = |(offset, tries): &(i64, u32)| match *tries {
+                0 => held.is_counted(*offset),
+                tries => !matches!(held.look(*offset), Verdict::New { attempts } if attempts >= tries),
+            };
             let failed: Vec<(i64, u32)> = failed.into_iter().filter(news).collect();
             if finished.is_empty() && failed.is_empty() {
                 continue;

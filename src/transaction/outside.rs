@@ -19,7 +19,7 @@ use crate::store::sql::Fault;
 pub(crate) enum Ended {
     /// It is finished.
     Finished,
-    /// Its attempt of this number failed.
+    /// Its attempt of this number failed; 0: the attempt that was counted before it ran does not count.
     Failed(u32),
 }
 
@@ -32,6 +32,11 @@ impl<DB: Sealed> Core<DB> {
     /// Whether it has to be noted that this message is about to run, of which `most` attempts may be. No I/O.
     pub(crate) fn must_note(&self, item: &Item, most: u32) -> bool {
         self.held_by(item).is_some_and(|held| held.must_note(item.origin.offset, most))
+    }
+
+    /// Whether an attempt of this message was counted before it ran, and is not over. No I/O.
+    pub(crate) fn is_counted(&self, item: &Item) -> bool {
+        self.held_by(item).is_some_and(|held| held.is_counted(item.origin.offset))
     }
 
     /// Notes that these messages are about to run, where that is needed. May be asked again.

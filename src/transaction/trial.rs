@@ -452,7 +452,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         } else {
             let tries = if dead { retry.max_attempts().get().max(burnt) } else { burnt };
             self.block(item);
-            self.failed.push((at, tries));
+            self.failed.push((at, if spared { 0 } else { tries }));
             self.keep_number(item, Some(tries));
         }
         // The runner puts the reason in.

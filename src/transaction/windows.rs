@@ -190,7 +190,8 @@ impl Held {
         self.lock().doubt.is_some()
     }
 
-    /// What to write for these moves; `None` if one of them is finished already. `moving` is held.
+    /// What to write for these moves; `None` if one of them is finished already. `moving` is held. Of the failed ones, 0 says that the attempt which
+    /// [is counted](Self::is_counted) does not count.
     pub(super) fn pending(&self, finished: &[(i64, Option<i64>)], failed: &[(i64, u32)]) -> Option<Pending> {
         let inner = self.lock();
         let mut moves = Moves::with_room(finished.len());
@@ -203,7 +204,11 @@ impl Held {
             newest = newest.max(*stamp);
         }
         for (offset, attempt) in failed {
-            moves.fail(*offset, *attempt);
+            match *attempt {
+                // What was counted before it ran has come to nothing.
+                0 => moves.spare(*offset, inner.window.attempts(*offset).saturating_sub(1)),
+                attempt => moves.fail(*offset, attempt),
+            }
         }
         let row = inner.window.after(&moves);
         let note = match &inner.notes {
@@ -218,7 +223,8 @@ impl Held {
             finished.iter().any(|(offset, _)| offset == own) || failed.iter().any(|(offset, _)| offset == own)
         };
         let ends = inner.counted.iter().copied().filter(is_over).collect();
-        Some(Pending { moves, newest, shift, begins: Vec::new(), ends, proves: true })
+        let proves = !finished.is_empty() || failed.iter().any(|(_, attempt)| *attempt > 0);
+        Some(Pending { moves, newest, shift, begins: Vec::new(), ends, proves })
     }
 
     /// Whether nothing is to be noted of what is about to run: one look at a flag.
@@ -229,6 +235,11 @@ impl Held {
     /// Whether a former owner had this message in hand when it ended, or had failed.
     pub(super) fn is_suspect(&self, offset: i64) -> bool {
         !self.is_calm() && self.lock().is_suspect(offset)
+    }
+
+    /// Whether an attempt of this message is counted that is not over.
+    pub(super) fn is_counted(&self, offset: i64) -> bool {
+        !self.is_calm() && self.lock().counted.contains(&offset)
     }
 
     /// Whether it has to be noted that this message is about to run, of which `most` attempts may be.
@@ -424,5 +435,56 @@ impl Windows {
         if let Some(partitions) = held.get_mut(topic) {
             partitions.remove(&partition);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Held, Pending, Row, Verdict};
+    use crate::window::Window;
+
+    /// What the next owner holds after what stands in the table.
+    fn taken(window: &Window) -> Held {
+        let row = window.row();
+        let row = Row { source: [1; 16], fence: 2, next: row.next, state: row.state, note: None };
+        let (held, _) = Held::of("orders".into(), 0, &row).unwrap();
+        (0..4).for_each(|offset| _ = held.deliver(offset));
+        held
+    }
+
+    fn read(pending: &Pending) -> Window {
+        Window::restore(pending.shift.next, &pending.shift.state).unwrap()
+    }
+
+    #[test]
+    fn an_attempt_that_was_counted_and_came_to_nothing_is_taken_back() {
+        let mut window = Window::at(0);
+        (0..3).for_each(|offset| _ = window.fail(offset, 4));
+        let held = taken(&window);
+        assert!(!held.is_counted(0));
+        let noted = held.caution(&[0, 1, 2, 3], 8).unwrap();
+        held.apply(&noted);
+        assert_eq!([0, 1, 2, 3].map(|offset| held.is_counted(offset)), [true, true, true, false]);
+        assert_eq!([0, 1, 2, 3].map(|offset| read(&noted).attempts(offset)), [5, 5, 5, 0]);
+        assert_eq!(held.look(1), Verdict::New { attempts: 4 }, "it has not failed");
+        let spared = held.pending(&[], &[(1, 0), (2, 0)]).unwrap();
+        held.apply(&spared);
+        assert_eq!([0, 1, 2].map(|offset| read(&spared).attempts(offset)), [5, 4, 4]);
+        assert_eq!(held.look(1), Verdict::New { attempts: 4 });
+        assert!(!held.is_counted(1) && held.is_suspect(1) && held.must_note(1, 8), "it is counted anew when it runs");
+        // Nothing ran: what comes beside it is still noted.
+        held.deliver(4);
+        assert!(held.must_note(4, 8));
+        // However often it is given back, it is not used up.
+        for _ in 0..20 {
+            held.apply(&held.caution(&[1], 8).unwrap());
+            held.apply(&held.pending(&[], &[(1, 0)]).unwrap());
+        }
+        let noted = held.caution(&[1], 8).unwrap();
+        held.apply(&noted);
+        assert_eq!(read(&noted).attempts(1), 5);
+        held.apply(&held.pending(&[], &[(1, 5)]).unwrap());
+        assert_eq!(held.look(1), Verdict::New { attempts: 5 }, "it failed");
+        assert!(!held.must_note(4, 8), "what ran and ended proves that the process does not end at once");
     }
 }

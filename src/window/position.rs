@@ -23,19 +23,20 @@ pub enum Known {
 pub struct Moves {
     finished: Vec<i64>,
     failed: Vec<(i64, u32)>,
+    spared: Vec<(i64, u32)>,
 }
 
 impl Moves {
     /// Nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { finished: Vec::new(), failed: Vec::new() }
+        Self { finished: Vec::new(), failed: Vec::new(), spared: Vec::new() }
     }
 
     /// Nothing, with room for so many finished.
     #[cfg_attr(not(any(feature = "sqlite", feature = "postgres", feature = "mysql")), allow(dead_code))]
     pub(crate) fn with_room(finished: usize) -> Self {
-        Self { finished: Vec::with_capacity(finished), failed: Vec::new() }
+        Self { finished: Vec::with_capacity(finished), failed: Vec::new(), spared: Vec::new() }
     }
 
     /// This offset is finished.
@@ -48,10 +49,16 @@ impl Moves {
         self.failed.push((offset, attempt));
     }
 
+    /// An attempt of this offset that was counted before it ran has come to nothing: so many are left.
+    #[cfg(any(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
+    pub(crate) fn spare(&mut self, offset: i64, left: u32) {
+        self.spared.push((offset, left));
+    }
+
     /// Whether nothing moves.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.finished.is_empty() && self.failed.is_empty()
+        self.finished.is_empty() && self.failed.is_empty() && self.spared.is_empty()
     }
 }
 
@@ -286,6 +293,13 @@ impl Window {
         for (offset, attempt) in &moves.failed {
             self.fail(*offset, *attempt);
         }
+        for (offset, left) in &moves.spared {
+            if let Ok(at) = self.attempts.binary_search_by_key(offset, |(failed, _)| *failed)
+                && let Some((_, attempts)) = self.attempts.get_mut(at)
+            {
+                *attempts = (*attempts).min(*left);
+            }
+        }
     }
 
     /// What is written of it now.
@@ -384,4 +398,57 @@ impl Window {
 
 const fn is_offset(offset: i64) -> bool {
     offset >= 0 && offset < i64::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Known, Moves, Window};
+
+    #[test]
+    fn an_attempt_that_came_to_nothing_is_taken_back() {
+        let mut window = Window::at(3);
+        for offset in 3..6 {
+            window.deliver(offset);
+            window.fail(offset, 5);
+        }
+        let mut moves = Moves::new();
+        assert!(moves.is_empty());
+        moves.spare(4, 4);
+        assert!(!moves.is_empty(), "it is to be written");
+        let row = window.after(&moves);
+        assert_ne!(row, window.row());
+        assert_eq!(window.attempts(4), 5, "not before it is committed");
+        // Once more after an answer that was lost.
+        for _ in 0..2 {
+            window.apply(&moves);
+            assert_eq!([3, 4, 5].map(|offset| window.attempts(offset)), [5, 4, 5]);
+            assert_eq!(window.row(), row);
+        }
+        let read = Window::restore(row.next, &row.state).unwrap();
+        assert_eq!(read.known(4), Known::Unfinished { attempts: 4 });
+    }
+
+    #[test]
+    fn what_is_spared_never_counts_more_nor_comes_back() {
+        let mut window = Window::at(0);
+        for offset in 0..3 {
+            window.deliver(offset);
+        }
+        window.fail(0, 1);
+        window.fail(1, 1);
+        window.finish(1);
+        let mut moves = Moves::new();
+        moves.spare(0, 7);
+        moves.spare(1, 0);
+        moves.spare(2, 0);
+        window.apply(&moves);
+        assert_eq!([0, 1, 2].map(|offset| window.attempts(offset)), [1, 0, 0]);
+        assert!(window.is_finished(1));
+        assert_eq!(window.attempts.len(), 1, "nothing is noted of what had no attempt");
+        // None left: it was in hand, and that stays noted.
+        let mut moves = Moves::new();
+        moves.spare(0, 0);
+        window.apply(&moves);
+        assert_eq!(window.attempts, [(0, 0)]);
+    }
 }

@@ -423,6 +423,8 @@ everywhere! {
         assert!((4..=5).contains(&deaths), "{deaths}");
         let row = outside.row().await;
         assert_eq!((row.next(), row.attempts(4)), (4, 3));
+        let beside: Vec<u32> = (5..10).map(|offset| row.attempts(offset)).collect();
+        assert!(beside.iter().all(|attempts| *attempts < 3), "what never ran is not given up with it: {beside:?}");
         outside.effects.judge(0..4);
     }
 }
