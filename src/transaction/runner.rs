@@ -122,7 +122,11 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
                     failed.why = why;
                 }
             }
-            Outcome::NotBegun | Outcome::Fenced | Outcome::Unknown(_) => blocks = true,
+            Outcome::Fenced => {
+                counters.fenced.one();
+                blocks = true;
+            }
+            Outcome::NotBegun | Outcome::Unknown(_) => blocks = true,
         }
         if blocks && let Some(row) = item.row {
             self.batch.blocked.insert(row);
