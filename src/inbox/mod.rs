@@ -42,7 +42,7 @@
 //!
 //! Wide rows that are only added, and a narrow table of what is open, from which a finished message is deleted. **A message without an open row has
 //! succeeded.** The open table is as large as the backlog, nothing wide is updated, and ten million succeeded rows cost a worker nothing. See
-//! `migrations/*/0003_inbox.sql`. They have a version, and are made and brought up to date when an inbox is [built](InboxBuilder::build).
+//! `migrations/*/0003_inbox.sql` and `0004_inbox_operators.sql`. They have a version, and are made and brought up to date when an inbox is [built](InboxBuilder::build).
 //!
 //! Ids are this crate's own. Those of inbox *n* begin at *n* · 2^40, so `id` alone finds a message, and a scan of one inbox is a range of ids.
 
