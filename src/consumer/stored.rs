@@ -267,12 +267,20 @@ impl<DB: TransactionalDatabase> Records for Stored<DB> {
 
     fn claimed(&self, hands: &mut dyn Hands<InHand>, reply: ClaimReply) -> Result<Vec<(Ticket, Answer)>, StoreError> {
         let mut answers = reply.into_granted()?;
+        let mut last = None;
         for (ticket, answer) in &mut answers {
             let Some(hand) = hands.hand(*ticket) else { continue };
             *answer = match self.0.core.verdict(&hand.item) {
                 seam::Verdict::Finished => Answer::Redelivered,
                 // The group takes the partition away soon, or has given it anew.
-                seam::Verdict::Fenced => Answer::InFlight { remaining: FENCED },
+                seam::Verdict::Fenced => {
+                    let place = (Arc::clone(&hand.item.origin.topic), hand.item.origin.partition);
+                    if last.as_ref() != Some(&place) {
+                        self.0.hear_of_fence(&hand.item);
+                        last = Some(place);
+                    }
+                    Answer::InFlight { remaining: FENCED }
+                }
                 seam::Verdict::New { attempts } if attempts >= hand.most => {
                     hand.dead_after = Some(attempts);
                     Answer::Dead

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::core::{Core, finish};
-use super::dialect::Transact;
+use super::dialect::{Source, Transact};
 use super::link::{Committed, sorted};
 use super::moving::Moving;
 use super::outcome::{Item, Spot};
@@ -49,13 +49,25 @@ impl<DB: Sealed> Core<DB> {
         let moved = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &shifts).await;
         let moved = moved.map_err(|error| sorted::<DB::Dialect>(&error))?;
         if moved != shifts.len() as u64 {
-            // Whose fence was raised shows when they are run.
             finish(tx.rollback()).await;
-            return Ok(());
+            let held = moving.parts.into_iter().map(|part| part.held).collect();
+            self.find_fenced(held).await?;
+            // Those that are still ours are noted without the others.
+            return Err(Fault::Contended("another process has taken a partition.".into()));
         }
         match finish(moving.commit(tx)).await {
             Committed::Yes => Ok(()),
             Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
         }
+    }
+
+    /// Looks whose fence was raised.
+    pub(super) async fn find_fenced(&self, held: Vec<Arc<Held>>) -> Result<(), Fault> {
+        let sources: Vec<Source> = held.iter().map(|held| held.source).collect();
+        let rows = self.rows(&sources).await?;
+        for held in held.into_iter().filter(|held| !rows.iter().any(|row| held.stands(row))) {
+            held.fence_off();
+        }
+        Ok(())
     }
 }

@@ -1,16 +1,15 @@
 //! Windows that move on their own, after their messages were handled: the effects are elsewhere. Level L1.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use super::core::{Core, finish};
-use super::dialect::{Source, Transact};
+use super::dialect::Transact;
 use super::link::{Committed, sorted};
 use super::moving::Moving;
 use super::outcome::Item;
 use super::sealed::Sealed;
 use super::trial::{Batch, Rules};
-use super::windows::{Held, Verdict};
+use super::windows::Verdict;
 use crate::store::StoreError;
 use crate::store::sql::Fault;
 
@@ -121,15 +120,5 @@ impl<DB: Sealed> Core<DB> {
             Committed::Yes => Ok(noted),
             Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
         }
-    }
-
-    /// Looks whose fence was raised.
-    async fn find_fenced(&self, held: Vec<Arc<Held>>) -> Result<(), Fault> {
-        let sources: Vec<Source> = held.iter().map(|held| held.source).collect();
-        let rows = self.rows(&sources).await?;
-        for held in held.into_iter().filter(|held| !rows.iter().any(|row| held.stands(row))) {
-            held.fence_off();
-        }
-        Ok(())
     }
 }
