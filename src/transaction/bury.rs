@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::core::{Core, finish};
 use super::dialect::Transact;
+use super::holding::Holding;
 use super::link::{Committed, Tx, sorted};
 use super::moving::Moving;
 use super::outcome::{Item, Spot};
@@ -53,8 +54,7 @@ impl<DB: Sealed> Core<DB> {
     }
 
     async fn bury_one(&self, item: &Item) -> Result<Buried, Fault> {
-        let items = std::slice::from_ref(item);
-        let held = self.holding(items);
+        let held = self.holding(std::slice::from_ref(item));
         if let Some(Spot::Position) = &item.spot {
             let Some(held) = held.get(0) else { return Ok(Buried::Refused) };
             self.resolve(std::slice::from_ref(held)).await?;
@@ -65,47 +65,62 @@ impl<DB: Sealed> Core<DB> {
             }
         }
         let mut tx = self.begin(false).await?;
+        let mut moving = Moving::default();
+        let answer = match self.bury_in(&mut tx, &mut moving, item, held).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => {
+                moving.parts.iter().for_each(|part| part.held.fence_off());
+                finish(tx.rollback()).await;
+                return Ok(Buried::Refused);
+            }
+            Err(fault) => {
+                if fault.spares_connection() {
+                    finish(tx.rollback()).await;
+                }
+                return Err(fault);
+            }
+        };
+        match finish(moving.commit(tx)).await {
+            Committed::Yes => Ok(answer),
+            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+        }
+    }
+
+    /// Writes all but the commit, of one message. `None`: its partition belongs to another process.
+    async fn bury_in(
+        &self,
+        tx: &mut Tx<DB>,
+        moving: &mut Moving,
+        item: &Item,
+        held: Holding,
+    ) -> Result<Option<Buried>, Fault> {
         let mut answer = Buried::Recorded;
         if let Some(sighting) = &item.record {
-            match self.bury_record(&mut tx, sighting, item.attempt).await {
-                Ok(buried) => answer = buried,
-                Err(fault) => {
-                    if fault.spares_connection() {
-                        finish(tx.rollback()).await;
-                    }
-                    return Err(fault);
-                }
-            }
+            answer = self.bury_record(tx, sighting, item.attempt).await?;
         }
         if let Some(Spot::Sequence { source, number, span }) = &item.spot {
-            for (row, mut window) in self.lock_windows(&mut tx, &[(*source, *span)]).await? {
+            for (row, mut window) in self.lock_windows(tx, &[(*source, *span)]).await? {
                 window.see(*number);
                 let shifted = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &[row.shift(&window)]).await;
                 shifted.map_err(|error| sorted::<DB::Dialect>(&error))?;
             }
         }
         let batch: Batch<'_, String> = Batch {
-            items,
+            items: std::slice::from_ref(item),
             held,
             decided: vec![None],
             blocked: HashSet::new(),
             rules: Rules { bury: true, retry: self.settings.retry },
         };
-        let mut moving = Moving::default();
         moving.take(&batch, &[0], &[]).await?;
         let shifts: Vec<_> = moving.parts.iter().map(|part| part.pending.shift.clone()).collect();
         if !shifts.is_empty() {
             let shifted = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &shifts).await;
             if shifted.map_err(|error| sorted::<DB::Dialect>(&error))? == 0 {
-                moving.parts.iter().for_each(|part| part.held.fence_off());
-                finish(tx.rollback()).await;
-                return Ok(Buried::Refused);
+                return Ok(None);
             }
         }
-        match finish(moving.commit(tx)).await {
-            Committed::Yes => Ok(answer),
-            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
-        }
+        Ok(Some(answer))
     }
 
     /// Makes the record dead, unless the message was handled meanwhile.

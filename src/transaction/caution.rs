@@ -47,7 +47,15 @@ impl<DB: Sealed> Core<DB> {
             return Ok(());
         }
         let moved = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &shifts).await;
-        let moved = moved.map_err(|error| sorted::<DB::Dialect>(&error))?;
+        let moved = match moved.map_err(|error| sorted::<DB::Dialect>(&error)) {
+            Ok(moved) => moved,
+            Err(fault) => {
+                if fault.spares_connection() {
+                    finish(tx.rollback()).await;
+                }
+                return Err(fault);
+            }
+        };
         if moved != shifts.len() as u64 {
             finish(tx.rollback()).await;
             let held = moving.parts.into_iter().map(|part| part.held).collect();
