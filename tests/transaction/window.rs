@@ -1,6 +1,7 @@
 //! Windows of partitions: redelivery, fences, zombies, and offsets that are not what they were.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hapax::identity::{Identify, header, position};
 use hapax::message::Parts;
@@ -92,6 +93,30 @@ everywhere! {
             assert!(done_all(&old.handle_batch(&[at(3)], effect).await));
             tables.judge::<DB>(&mut conn, 0..4).await;
         }
+    }
+}
+
+everywhere! {
+    async fn a_zombie_that_has_committed_nothing_runs_nothing<DB>() {
+        let site = DB::site();
+        let pool = DB::pool(&site, 4).await;
+        let mut conn = DB::session(&site).await;
+        let tables = Tables::make::<DB>(&mut conn).await;
+        let (old, new) = (once(&pool, &tables, position()).await, once(&pool, &tables, position()).await);
+        old.assigned(&[("orders", 0)]).await.unwrap();
+        new.assigned(&[("orders", 0)]).await.unwrap();
+        let runs = AtomicU64::new(0);
+        let effect = async |message: &Parts, conn: &mut DB::Connection| {
+            runs.fetch_add(1, Ordering::SeqCst);
+            DB::effect(conn, &tables.effects, id_of(message)).await
+        };
+        // It hears that it is fenced as it notes what is about to run.
+        let done = old.handle_batch(&[at(0), at(1)], effect).await;
+        assert!(done.outcomes().iter().all(|done| matches!(done, Err(TransactError::Fenced { .. }))), "{:?}", done.outcomes());
+        assert_eq!((runs.load(Ordering::SeqCst), old.counts().fenced), (0, 2));
+        assert!(done_all(&new.handle_batch(&[at(0), at(1)], effect).await));
+        assert_eq!((runs.load(Ordering::SeqCst), new.counts().fenced), (2, 0));
+        tables.judge::<DB>(&mut conn, 0..2).await;
     }
 }
 
