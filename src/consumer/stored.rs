@@ -141,6 +141,10 @@ impl<DB: TransactionalDatabase> StoredWindowsBuilder<DB> {
 
     /// Sets how long a statement waits for a lock that somebody holds. Default: 1 s. MySQL counts whole seconds; SQLite waits as long as the
     /// pool's own `busy_timeout` says.
+    ///
+    /// A process that stands still between the write of a partition's row and its commit keeps that row locked until the database ends its session, and
+    /// the partition's next owner cannot take it before. The database's own limit bounds that, where it is set for these sessions:
+    /// `idle_in_transaction_session_timeout` in PostgreSQL, `idle_transaction_timeout` in MariaDB, `wait_timeout` in MySQL.
     pub fn lock_timeout(self, timeout: Duration) -> Self {
         Self { inner: self.inner.lock_timeout(timeout) }
     }

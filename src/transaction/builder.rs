@@ -130,6 +130,11 @@ impl<DB: TransactionalDatabase> TransactionalBuilder<DB> {
     /// seconds; SQLite waits as long as the pool's own `busy_timeout` says.
     ///
     /// A message that somebody else is handling in an open transaction is in flight after this long; the others of its batch go on.
+    ///
+    /// A process that stands still between the write of a partition's row and its commit keeps that row locked until the database ends its session, and
+    /// the partition's next owner cannot take it before. The database's own limit bounds that, where it is set for these sessions:
+    /// `idle_in_transaction_session_timeout` in PostgreSQL, `idle_transaction_timeout` in MariaDB, `wait_timeout` in MySQL; it has to be longer
+    /// than a handler leaves its transaction alone.
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
         self.patience = timeout.max(Duration::from_millis(1));
         self
