@@ -47,7 +47,9 @@ impl Hush {
 
     /// Says in the log what librdkafka reports; what it repeats, at level debug.
     pub(super) fn kafka(&self, error: &impl Display, reason: &str) {
-        match self.hear(reason, Instant::now()) {
+        // How long it took is another number each time.
+        let words = reason.split(" (after ").next().unwrap_or(reason);
+        match self.hear(words, Instant::now()) {
             Some(0) => warn!(%error, "Kafka: {reason}"),
             Some(unsaid) => warn!(%error, unsaid, "Kafka: {reason}"),
             None => debug!(%error, "Kafka: {reason}"),

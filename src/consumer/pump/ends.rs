@@ -5,8 +5,13 @@ use super::*;
 impl<H: Drive> Pump<H> {
     pub(super) fn finished(&mut self, finished: &[(Ticket, Ending)]) {
         let mut counts = [0_u64; 5];
+        // Here, since what is put down may hold a lock: nobody waits for the log under it.
+        for (ticket, ending) in finished.iter().filter(|(_, ending)| *ending == Ending::Dead) {
+            if let Some(entry) = self.slab.get(*ticket) {
+                self.said.finished(entry, *ending);
+            }
+        }
         let (slab, periods, watch, tally) = (&mut self.slab, &mut self.periods, &mut self.watch, &mut self.tally);
-        let said = &mut self.said;
         let states = finished.iter().filter_map(|(ticket, ending)| {
             let entry = slab.remove(*ticket)?;
             let count = match ending {
@@ -17,7 +22,6 @@ impl<H: Drive> Pump<H> {
                 Ending::Dead => 4,
             };
             counts[count] += 1;
-            said.finished(&entry, *ending);
             let late = u64::from(periods.leave(entry.period));
             tally.late += late;
             if watch.is_on() {

@@ -246,6 +246,10 @@ where
             }
             said = pump.reports.recv_many(&mut reports, REPORTS) => {
                 if said < FEW && pump.engine.running() > CROWD {
+                    // Dropped while it waits, it would forget what ended a moment ago.
+                    pump.hear(&mut reports);
+                    // The Kafka thread is heard next, as after any wait.
+                    rounds = ROUNDS;
                     tokio::task::yield_now().await;
                 }
             }
@@ -321,6 +325,11 @@ impl<H: Drive> Pump<H> {
         {
             reports.push(report);
         }
+        self.hear(reports);
+    }
+
+    /// Takes in what tasks reported.
+    fn hear(&mut self, reports: &mut Vec<Report>) {
         let mut ran = Vec::new();
         for report in reports.drain(..) {
             match report {

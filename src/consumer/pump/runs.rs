@@ -173,7 +173,7 @@ impl<H: Drive> Pump<H> {
                     offset = entry.message.offset(),
                     attempt = entry.attempt,
                     ?class,
-                    error = %fault.text,
+                    error = %crate::consumer::letter::clean(&fault.text, 512),
                     "an attempt failed"
                 );
                 records.failed(&mut entry.state, class != ErrorClass::Unavailable);
