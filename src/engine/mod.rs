@@ -168,7 +168,7 @@ pub struct Engine {
     running: usize,
     /// Messages whose turn in their chain is to come.
     chained: usize,
-    /// Messages in [`Phase::Ready`], in [`Phase::First`], and in hand at all.
+    /// Messages in [`Phase::Ready`] that were claimed, in [`Phase::First`], and in hand at all.
     ready: usize,
     firsts: usize,
     in_hand: usize,
@@ -438,7 +438,7 @@ impl Engine {
         if changed == 0 {
             return;
         }
-        let (at, lane) = (entry.part, entry.lane);
+        let (at, lane, claimed) = (entry.part, entry.lane, entry.attempt > 0);
         let change = |bit| if is & bit == 0 { -1 } else { 1 };
         if changed & count::ACTIVE != 0
             && let Some(lane) = self.lanes.get_mut(lane)
@@ -448,7 +448,8 @@ impl Engine {
         if changed & count::IN_HAND != 0 {
             self.count_in_hand(at, change(count::IN_HAND));
         }
-        if changed & count::READY != 0 {
+        // What needs no claim takes no room among them. The attempt does not change while it is ready.
+        if changed & count::READY != 0 && claimed {
             self.ready = self.ready.saturating_add_signed(change(count::READY));
         }
         if changed & (count::FIRST | count::WAITING) != 0 {
