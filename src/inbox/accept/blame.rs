@@ -12,9 +12,18 @@
 //! What is the database's: locks, deadlocks, a lost connection, a full disk and a read-only server are waited out; a missing right, a missing table or
 //! column, ids that are given twice and whatever is not known end the consumer with an error that says so, and no message is given up.
 //!
+//! A null where none may be (`23502`, 1299) is a message's own in a column that is null for some messages and not for others; in any other
+//! column, it comes with all of them.
+//!
 //! An error of many rows at once is found by halving the batch, down to the one it belongs to.
 
 use crate::store::sql::Fault;
+
+/// Whether it depends on the message if this column is null.
+#[cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]
+pub(super) fn may_be_null(column: &str) -> bool {
+    matches!(column, "stamp" | "not_before" | "record_key" | "headers" | "payload")
+}
 
 /// PostgreSQL's SQLSTATE.
 #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
@@ -56,7 +65,7 @@ pub(super) fn ids_taken() -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use super::{mysql, postgres, sqlite};
+    use super::{may_be_null, mysql, postgres, sqlite};
 
     #[test]
     fn what_comes_with_any_message_is_nobodys() {
@@ -91,5 +100,6 @@ mod tests {
         for code in [18, 20, 275, 1299, 3091] {
             assert!(sqlite(code), "{code}");
         }
+        assert!(may_be_null("payload") && !may_be_null("tenant"));
     }
 }

@@ -114,7 +114,9 @@ impl BringError {
             _ => false,
         };
         // Whose identity stands is left alone: what is given twice is an id.
-        let twice = error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation);
+        // Of a row that is not found an insert alone tells: what it opened is not what it inserted.
+        let twice = matches!(error, sqlx::Error::RowNotFound)
+            || error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation);
         Self { fault: if twice { blame::ids_taken() } else { sorted::<D>(error) }, own }
     }
 
@@ -227,7 +229,9 @@ impl<DB: Sealed> Core<DB> {
                 true => rows.len() as u64,
                 false => {
                     let inserted = DB::DIALECT.insert(conn, tables, self.number, &rows, room).await.map_err(fault)?;
-                    self.repeats.store(inserted != rows.len() as u64, Ordering::Relaxed);
+                    if first {
+                        self.repeats.store(inserted != rows.len() as u64, Ordering::Relaxed);
+                    }
                     inserted
                 }
             };

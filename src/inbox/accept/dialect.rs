@@ -230,7 +230,11 @@ macro_rules! by_question_marks {
                 tables.open, tables.messages
             );
             among(&mut text, &ids);
-            sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut *conn).await?;
+            let opened = sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut *conn).await?.rows_affected();
+            if opened != inserted {
+                // Others stand under these ids, which were drawn twice: they would be handled again.
+                return Err(Error::RowNotFound);
+            }
             Ok(inserted)
         }
 

@@ -1,7 +1,7 @@
 //! Taking messages in, in PostgreSQL.
 
 use sqlx::error::DatabaseError;
-use sqlx::postgres::{PgArguments, PgConnection};
+use sqlx::postgres::{PgArguments, PgConnection, PgDatabaseError};
 use sqlx::{Arguments, AssertSqlSafe, Error, Row as _};
 
 use super::blame;
@@ -78,7 +78,9 @@ impl Sql for Postgres {
     const TAKES: usize = 1_000_000_000;
 
     fn is_own(error: &dyn DatabaseError) -> bool {
-        error.code().is_some_and(|code| blame::postgres(&code))
+        let column = error.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::column);
+        let fills = column.is_some_and(blame::may_be_null);
+        error.code().is_some_and(|code| blame::postgres(&code) && (code != "23502" || fills))
     }
 
     async fn insert(
@@ -102,7 +104,9 @@ impl Sql for Postgres {
         longest: usize,
     ) -> Result<bool, Error> {
         match insert(conn, tables, inbox, rows, longest, "").await {
-            Ok(inserted) => Ok(inserted == rows.len() as u64),
+            Ok(inserted) if inserted == rows.len() as u64 => Ok(true),
+            // A rule or a trigger of the table's owner kept some away.
+            Ok(_) => self.back_to_batch(conn).await.map(|()| false),
             Err(error) if error.as_database_error().is_some_and(DatabaseError::is_unique_violation) => {
                 self.back_to_batch(conn).await.map(|()| false)
             }

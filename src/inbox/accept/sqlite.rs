@@ -26,7 +26,10 @@ impl Sql for Sqlite {
     const TAKES: usize = 1_000_000_000;
 
     fn is_own(error: &dyn DatabaseError) -> bool {
-        error.code().and_then(|code| code.parse().ok()).is_some_and(blame::sqlite)
+        // "NOT NULL constraint failed: table.column"
+        let fills = error.message().rsplit('.').next().is_some_and(blame::may_be_null);
+        let code = error.code().and_then(|code| code.parse().ok());
+        code.is_some_and(|code| blame::sqlite(code) && (code != 1299 || fills))
     }
 
     by_question_marks!(SqliteConnection, SqliteArguments, "INSERT", " ON CONFLICT (message_key) DO NOTHING");
