@@ -375,7 +375,7 @@ counts! {
         redelivered,
         /// Refused for want of an identity.
         rejected,
-        /// Refused for their size, or their topic's name.
+        /// Refused for their size, or their topic's name, or by the database's own checks.
         refused,
     }
 }
@@ -397,7 +397,7 @@ counts! {
         released,
         /// Somebody else's by then: their lease had run out.
         lost,
-        /// Ended, and the database could not be told: they are found when their lease is over.
+        /// Ended, and the database could not be told, or still in hand when the worker ended: they are found when their lease is over.
         unsettled,
         /// Messages of workers that died, found by this one: not taken by it.
         swept,
@@ -464,8 +464,8 @@ impl Outcome {
     }
 
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Succeeded, Self::Failed, Self::Fatal, Self::Unavailable, Self::Panicked, Self::TimedOut, Self::Aborted];
+    pub const ALL: &'static [Self] =
+        &[Self::Succeeded, Self::Failed, Self::Fatal, Self::Unavailable, Self::Panicked, Self::TimedOut, Self::Aborted];
 }
 
 /// A handler call about to begin: what its span is made of.

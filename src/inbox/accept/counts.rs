@@ -37,7 +37,7 @@ counters! {
     redelivered,
     /// Messages refused for want of an identity.
     rejected,
-    /// Messages refused for their size, or their topic's name.
+    /// Messages refused for their size, or their topic's name, or by the database's own checks.
     refused,
 }
 

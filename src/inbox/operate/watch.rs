@@ -40,7 +40,7 @@ impl<DB: TransactionalDatabase> Inbox<DB> {
     }
 
     /// Tells `observer` how the inbox stands, every so often, until `shutdown` is cancelled: [`Observed::Inbox`]; and what this process's clones of it have
-    /// accepted since: [`Observed::Accepted`]. With `hapax::observe::Metrics` as the observer (feature `metrics`), those are the metrics
+    /// accepted since it was built, told once by each call (give one observer to one call): [`Observed::Accepted`]. With `hapax::observe::Metrics` as the observer (feature `metrics`), those are the metrics
     /// `hapax_inbox_…`; what a worker does is told by the worker itself: give the same observer to [`Worker::observer`](super::super::Worker::observer), in an `Arc`.
     ///
     /// One process that watches is enough for the state; what was accepted is told where it was accepted. The wait is `every`, and at least 20 times what a look took.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,11 +35,15 @@ const AFRESH: Duration = Duration::from_millis(100);
 /// deleted for a while, and whoever looks from the beginning wades through it. What comes back, or comes in, before that place is found a moment later:
 /// when there is little left behind it, or anything more urgent, or after [`AFRESH`].
 #[derive(Debug, Default)]
-pub(crate) struct Front(Mutex<Option<(Place, Instant)>>);
+pub(crate) struct Front {
+    place: Mutex<Option<(Place, Instant)>>,
+    /// The last run was of one message that is taken alone: the next ones may be, as after a crash.
+    lone: AtomicBool,
+}
 
 impl Front {
     fn lock(&self) -> MutexGuard<'_, Option<(Place, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From where to look, and since when.
@@ -297,11 +302,23 @@ impl<DB: Sealed> Core<DB> {
         asked: Instant,
         mut front: Option<(Place, Instant)>,
     ) -> Result<Chosen, Fault> {
-        let mut limit = if ask.by_key { ask.most.max(FEWEST) } else { ask.most };
+        let mut limit = match (ask.by_key, self.front.lone.load(Ordering::Relaxed)) {
+            (true, _) => ask.most.max(FEWEST),
+            // Their payloads come with them: of many lone ones, each take would read all that are left.
+            (false, true) => 1,
+            (false, false) => ask.most,
+        };
         loop {
             let behind = front.map_or(Place::BEGINNING, |(place, _)| place);
             let Offer { free: rows, wide } = self.free(conn, ask.by_key, limit, behind).await?;
             let chosen = choose(ask.by_key, ask.most, &rows);
+            if !ask.by_key {
+                let lone = chosen.first().is_some_and(|first| first.alone);
+                if self.front.lone.swap(lone, Ordering::Relaxed) && !lone && limit < ask.most {
+                    limit = ask.most;
+                    continue;
+                }
+            }
             if (rows.len() < limit || chosen.is_empty()) && front.take().is_some() {
                 continue;
             }

@@ -156,6 +156,12 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
                 () = until(wake) => {}
             }
         }
+        // What is still in hand is told as what could not be told of: nobody has it in hand any more.
+        let s = &self.summary;
+        let open = s.taken.saturating_sub(s.succeeded + s.failed + s.released + s.lost + s.unsettled);
+        if open > 0 {
+            self.setup.crew.tell(&Observed::Worked(Worked { unsettled: open, ..Worked::default() }));
+        }
         self.summary.left = self.desk.in_hand() as u64;
         self.summary.drained = self.summary.left == 0 && !self.halt.abort.is_cancelled();
     }
