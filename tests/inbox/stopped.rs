@@ -42,7 +42,7 @@ async fn stop<DB: Base>(shop: &Shop<DB>, process: &Process, which: &str) {
 async fn others<DB: Base>(shop: &Shop<DB>, until: impl AsyncFn() -> bool) {
     let effects = shop.effects.clone();
     let retry = Retry::fixed(Duration::from_millis(10)).attempts(3);
-    let worker = shop.worker().await.order(Order::Key).retry(retry).lease(Duration::from_secs(1));
+    let worker = shop.worker().await.order(Order::Key).retry(retry).lease(Duration::from_secs(8));
     let shutdown = tokio_util::sync::CancellationToken::new();
     let handler = async move |m: Message, tx: &mut DB::Connection| DB::effect(tx, &effects, id_of(&m)).await;
     let run = tokio::spawn(worker.run(handler, shutdown.clone()));

