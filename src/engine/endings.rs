@@ -74,7 +74,7 @@ impl Engine {
         self.suspected -= usize::from(suspect);
         match (verdict, answer) {
             // Not finished here: where the partition is ours all the same, it begins anew.
-            (Verdict::Succeeded, Settled::Fenced) => self.requeue(ticket),
+            (Verdict::Succeeded, Settled::Fenced) => self.begin_anew(ticket),
             (Verdict::Succeeded, _) => self.finish(ticket, Ending::Handled),
             (Verdict::Dead, Settled::Recorded | Settled::Buried | Settled::Late) => self.finish(ticket, Ending::Dead),
             (Verdict::Released, _) if self.config.has(Flaw::PassReleased) => self.finish(ticket, Ending::Handled),
@@ -96,6 +96,21 @@ impl Engine {
                 self.suspect(ticket);
             }
             (Verdict::Failed { .. } | Verdict::Released, _) => self.resume(now, ticket, wait),
+        }
+    }
+
+    /// Its turn comes again although it has left its lane, whose number may be another key's by now: it waits for nobody, and nobody for it.
+    fn begin_anew(&mut self, ticket: Ticket) {
+        self.leave_hand(ticket, None);
+        self.unstall(ticket);
+        if let Some(entry) = self.table.get_mut(ticket) {
+            entry.lane = NONE;
+        }
+        if self.is_live(ticket) {
+            self.set(ticket, Phase::Queued);
+            self.queue.push_back(ticket);
+        } else {
+            self.drop_it(ticket);
         }
     }
 

@@ -175,6 +175,28 @@ fn what_was_handled_and_is_anothers_by_now_is_neither_finished_nor_committed() {
 }
 
 #[test]
+fn what_was_handled_and_comes_back_from_another_is_begun_anew() {
+    for order in [Order::Partition, Order::Key, Order::Unordered] {
+        let mut bench = Bench::new(Config { order, concurrency: 4, ..Config::default() }, 1);
+        let t = bench.deliver(1, &[(0, 7, 1)]);
+        bench.grant(&t);
+        bench.ran(Ran::Succeeded, &t);
+        bench.tell(Event::Settled(vec![(t[0], Settled::Fenced)]));
+        assert_eq!(bench.claims(), t, "{order:?}");
+        // Its lane is gone, and what comes next may have its number.
+        let next = bench.deliver(1, &[(1, 8, 2)]);
+        bench.grant(&t);
+        assert_eq!(bench.starts(), [(t[0], false)], "{order:?}");
+        assert_eq!(bench.claims(), next, "{order:?}");
+        bench.grant(&next);
+        assert_eq!(bench.starts(), [(next[0], false)], "{order:?}");
+        bench.ran(Ran::Succeeded, &[t[0], next[0]]);
+        bench.record();
+        assert_eq!(bench.finished(), [(t[0], Ending::Handled), (next[0], Ending::Handled)], "{order:?}");
+    }
+}
+
+#[test]
 fn what_is_given_back_is_named_once_although_its_number_stands_in_its_lane_twice() {
     let mut bench = Bench::new(Config::default(), 1);
     let t = bench.deliver(1, &[(0, 0, 1), (1, 0, 2), (2, 0, 3)]);
