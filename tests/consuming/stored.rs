@@ -340,7 +340,7 @@ async fn a_topic_made_again_is_refused_and_read_where_that_is_accepted() {
     outside.ground.committed(&[40]).await;
     member.stop().await;
     // A producer that still knows the topic would have the broker make it again by itself.
-    outside.ground.kafka = Kafka::at(&outside.ground.kafka.bootstrap().to_owned());
+    outside.ground.kafka = Kafka::at(outside.ground.kafka.bootstrap());
     let ground = &outside.ground;
     ground.kafka.delete_topic(&ground.topic).await;
     ground.kafka.create_topic(&ground.topic, 1).await;
