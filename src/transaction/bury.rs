@@ -1,7 +1,5 @@
 //! Messages that are given up.
 
-use std::collections::HashSet;
-
 use super::core::{Core, finish};
 use super::dialect::Transact;
 use super::holding::Holding;
@@ -9,7 +7,6 @@ use super::link::{Committed, Tx, sorted};
 use super::moving::Moving;
 use super::outcome::{Item, Spot};
 use super::sealed::Sealed;
-use super::trial::{Batch, Rules};
 use super::windows::Verdict;
 use crate::record::{Fence, Owner, Record, Sighting, State};
 use crate::store::StoreError;
@@ -66,7 +63,7 @@ impl<DB: Sealed> Core<DB> {
         }
         let mut tx = self.begin(false).await?;
         let mut moving = Moving::default();
-        let answer = match self.bury_in(&mut tx, &mut moving, item, held).await {
+        let answer = match self.bury_in(&mut tx, &mut moving, item, &held).await {
             Ok(Some(answer)) => answer,
             Ok(None) => {
                 moving.parts.iter().for_each(|part| part.held.fence_off());
@@ -92,7 +89,7 @@ impl<DB: Sealed> Core<DB> {
         tx: &mut Tx<DB>,
         moving: &mut Moving,
         item: &Item,
-        held: Holding,
+        held: &Holding,
     ) -> Result<Option<Buried>, Fault> {
         let mut answer = Buried::Recorded;
         if let Some(sighting) = &item.record {
@@ -105,15 +102,8 @@ impl<DB: Sealed> Core<DB> {
                 shifted.map_err(|error| sorted::<DB::Dialect>(&error))?;
             }
         }
-        let batch: Batch<'_, String> = Batch {
-            items: std::slice::from_ref(item),
-            held,
-            decided: vec![None],
-            blocked: HashSet::new(),
-            rules: Rules { bury: true, retry: self.settings.retry },
-        };
-        moving.take(&batch, &[0], &[]).await?;
-        let shifts: Vec<_> = moving.parts.iter().map(|part| part.pending.shift.clone()).collect();
+        moving.take(held, std::slice::from_ref(item), &[0], &[]).await?;
+        let shifts: Vec<_> = moving.shifts().collect();
         if !shifts.is_empty() {
             let shifted = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &shifts).await;
             if shifted.map_err(|error| sorted::<DB::Dialect>(&error))? == 0 {

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::link::{Committed, Tx};
+use super::core::{Core, finish};
+use super::dialect::{Shift, Source, Transact};
+use super::holding::Holding;
+use super::link::{Committed, Tx, sorted};
+use super::outcome::Item;
 use super::sealed::Sealed;
-use super::trial::Batch;
 use super::windows::{Held, Pending, Verdict};
 use crate::store::sql::Fault;
 
@@ -24,26 +27,25 @@ pub(super) struct Part {
 
 impl Moving {
     /// Takes the windows, one after the other in a fixed order, and computes what to write.
-    pub(super) async fn take<E>(
+    pub(super) async fn take(
         &mut self,
-        batch: &Batch<'_, E>,
+        windows: &Holding,
+        items: &[Item],
         finished: &[usize],
         failed: &[(usize, u32)],
     ) -> Result<(), Fault> {
         type Offsets = (Arc<Held>, Vec<(i64, Option<i64>)>, Vec<(i64, u32)>);
-        let room = if batch.held.all().len() == 1 { finished.len() } else { 0 };
+        let room = if windows.all().len() == 1 { finished.len() } else { 0 };
         let of = |held: &Arc<Held>| (Arc::clone(held), Vec::with_capacity(room), Vec::new());
-        let mut moves: Vec<Offsets> = batch.held.all().iter().map(of).collect();
+        let mut moves: Vec<Offsets> = windows.all().iter().map(of).collect();
         for &at in finished {
-            let Some((_, finished, _)) = batch.held.number(at).and_then(|number| moves.get_mut(number)) else {
-                continue;
-            };
-            let item = &batch.items[at];
+            let Some((_, finished, _)) = windows.number(at).and_then(|number| moves.get_mut(number)) else { continue };
+            let item = &items[at];
             finished.push((item.origin.offset, item.stamp));
         }
         for &(at, tries) in failed {
-            let Some((_, _, failed)) = batch.held.number(at).and_then(|number| moves.get_mut(number)) else { continue };
-            failed.push((batch.items[at].origin.offset, tries));
+            let Some((_, _, failed)) = windows.number(at).and_then(|number| moves.get_mut(number)) else { continue };
+            failed.push((items[at].origin.offset, tries));
         }
         moves.retain(|(_, finished, failed)| !finished.is_empty() || !failed.is_empty());
         moves.sort_unstable_by_key(|(held, ..)| held.source);
@@ -80,6 +82,16 @@ impl Moving {
         true
     }
 
+    /// What to write.
+    pub(super) fn shifts(&self) -> impl Iterator<Item = Shift> {
+        self.parts.iter().map(|part| part.pending.shift.clone())
+    }
+
+    /// Whose they are.
+    pub(super) fn held(&self) -> Vec<Arc<Held>> {
+        self.parts.iter().map(|part| Arc::clone(&part.held)).collect()
+    }
+
     /// Commits, and notes it in the windows. To be run to its end.
     pub(super) async fn commit<DB: Sealed>(self, tx: Tx<DB>) -> Committed {
         let committed = tx.commit().await;
@@ -91,5 +103,48 @@ impl Moving {
             }
         }
         committed
+    }
+}
+
+impl<DB: Sealed> Core<DB> {
+    /// Moves windows by a transaction that does nothing else, and commits it. Where one is another's by now, all the others stay too: to be asked
+    /// again without it.
+    pub(super) async fn move_only(&self, mut tx: Tx<DB>, moving: Moving) -> Result<(), Fault> {
+        let shifts: Vec<Shift> = moving.shifts().collect();
+        if shifts.is_empty() {
+            finish(tx.rollback()).await;
+            return Ok(());
+        }
+        let moved = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &shifts).await;
+        let moved = match moved.map_err(|error| sorted::<DB::Dialect>(&error)) {
+            Ok(moved) => moved,
+            Err(fault) => {
+                if fault.spares_connection() {
+                    finish(tx.rollback()).await;
+                }
+                return Err(fault);
+            }
+        };
+        if moved != shifts.len() as u64 {
+            finish(tx.rollback()).await;
+            self.find_fenced(&moving.held()).await?;
+            return Err(Fault::Contended("another process has taken a partition.".into()));
+        }
+        match finish(moving.commit(tx)).await {
+            Committed::Yes => Ok(()),
+            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
+        }
+    }
+
+    /// Looks whose fence was raised. Whether any was.
+    pub(super) async fn find_fenced(&self, held: &[Arc<Held>]) -> Result<bool, Fault> {
+        let sources: Vec<Source> = held.iter().map(|held| held.source).collect();
+        let rows = self.rows(&sources).await?;
+        let mut any = false;
+        for held in held.iter().filter(|held| !rows.iter().any(|row| held.stands(row))) {
+            held.fence_off();
+            any = true;
+        }
+        Ok(any)
     }
 }

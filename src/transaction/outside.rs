@@ -1,14 +1,9 @@
 //! Windows that move on their own, after their messages were handled: the effects are elsewhere. Level L1.
 
-use std::collections::HashSet;
-
 use super::core::{Core, finish};
-use super::dialect::Transact;
-use super::link::{Committed, sorted};
 use super::moving::Moving;
 use super::outcome::Item;
 use super::sealed::Sealed;
-use super::trial::{Batch, Rules};
 use super::windows::Verdict;
 use crate::store::StoreError;
 use crate::store::sql::Fault;
@@ -80,45 +75,14 @@ impl<DB: Sealed> Core<DB> {
         if finished.is_empty() && failed.is_empty() {
             return Ok(noted);
         }
-        let batch: Batch<'_, String> = Batch {
-            items,
-            held,
-            decided: items.iter().map(|_| None).collect(),
-            blocked: HashSet::new(),
-            rules: Rules { bury: true, retry: self.settings.retry },
-        };
         // First the transaction, then the windows, as a batch of effects does.
-        let mut tx = self.begin(false).await?;
+        let tx = self.begin(false).await?;
         let mut moving = Moving::default();
-        if let Err(fault) = moving.take(&batch, &finished, &failed).await {
+        if let Err(fault) = moving.take(&held, items, &finished, &failed).await {
             finish(tx.rollback()).await;
             return Err(fault);
         }
-        let shifts: Vec<_> = moving.parts.iter().map(|part| part.pending.shift.clone()).collect();
-        if shifts.is_empty() {
-            finish(tx.rollback()).await;
-            return Ok(noted);
-        }
-        let moved = DB::DIALECT.shift(tx.conn()?, &self.settings.windows, &shifts).await;
-        let moved = match moved.map_err(|error| sorted::<DB::Dialect>(&error)) {
-            Ok(moved) => moved,
-            Err(fault) => {
-                if fault.spares_connection() {
-                    finish(tx.rollback()).await;
-                }
-                return Err(fault);
-            }
-        };
-        if moved != shifts.len() as u64 {
-            finish(tx.rollback()).await;
-            let held = moving.parts.into_iter().map(|part| part.held).collect();
-            self.find_fenced(held).await?;
-            // Those that are still ours are moved without the others.
-            return Err(Fault::Contended("another process has taken a partition.".into()));
-        }
-        match finish(moving.commit(tx)).await {
-            Committed::Yes => Ok(noted),
-            Committed::No(fault) | Committed::Unknown(fault) => Err(fault),
-        }
+        self.move_only(tx, moving).await?;
+        Ok(noted)
     }
 }

@@ -364,18 +364,10 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
 
     /// A window did not move: whose fence was raised shows in the table.
     async fn fenced(&mut self, part: Part, held: Vec<Arc<Held>>) {
-        let sources: Vec<Source> = held.iter().map(|held| held.source).collect();
-        let rows = match self.core.again("read windows", async || self.core.rows(&sources).await).await {
-            Ok(rows) => rows,
+        let any = match self.core.again("read windows", async || self.core.find_fenced(&held).await).await {
+            Ok(any) => any,
             Err(error) => return self.unknown(part, &error),
         };
-        let mut any = false;
-        for held in held {
-            if !rows.iter().any(|row| held.stands(row)) {
-                held.fence_off();
-                any = true;
-            }
-        }
         match any {
             true => self.queue.push_front(part),
             // A producer's row was deleted by hand under its lock, or the like.

@@ -484,7 +484,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
                 Ok(self.outcomes)
             }
             Ok(Some(moving)) => {
-                self.wrote.held = moving.parts.iter().map(|part| Arc::clone(&part.held)).collect();
+                self.wrote.held = moving.held();
                 match finish(moving.commit(self.tx)).await {
                     Committed::Yes => Ok(self.outcomes),
                     Committed::No(Fault::Refused(said)) => {
@@ -511,8 +511,8 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         let mut moving = Moving::default();
         let moved = self.sources.rows.values().filter(|(_, _, moved)| *moved);
         let mut shifts: Vec<Shift> = moved.map(|(row, window, _)| row.shift(window)).collect();
-        moving.take(batch, &self.finished, &self.failed).await.map_err(Stop::Fault)?;
-        shifts.extend(moving.parts.iter().map(|part| part.pending.shift.clone()));
+        moving.take(&batch.held, batch.items, &self.finished, &self.failed).await.map_err(Stop::Fault)?;
+        shifts.extend(moving.shifts());
         if !tried && shifts.is_empty() {
             return Ok(None);
         }
@@ -542,7 +542,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
             }
         };
         if moved != shifts.len() as u64 {
-            return Err(Stop::Fenced(moving.parts.iter().map(|part| Arc::clone(&part.held)).collect()));
+            return Err(Stop::Fenced(moving.held()));
         }
         Ok(Some(moving))
     }

@@ -6,9 +6,9 @@ impl<H: Drive> Pump<H> {
     pub(super) fn finished(&mut self, finished: &[(Ticket, Ending)]) {
         let mut counts = [0_u64; 5];
         // Here, since what is put down may hold a lock: nobody waits for the log under it.
-        for (ticket, ending) in finished.iter().filter(|(_, ending)| *ending == Ending::Dead) {
+        for (ticket, _) in finished.iter().filter(|(_, ending)| *ending == Ending::Dead) {
             if let Some(entry) = self.slab.get(*ticket) {
-                self.said.finished(entry, *ending);
+                self.said.given_up(entry);
             }
         }
         let (slab, periods, watch, tally) = (&mut self.slab, &mut self.periods, &mut self.watch, &mut self.tally);

@@ -6,7 +6,6 @@ use tracing::{debug, info, warn};
 
 use super::slab::Entry;
 use crate::consumer::letter::clean;
-use crate::engine::Ending;
 use crate::store::StoreError;
 
 /// How often trouble that lasts is told again.
@@ -115,15 +114,8 @@ impl Said {
         }
     }
 
-    /// A message is finished.
-    #[inline]
-    pub(super) fn finished<S>(&mut self, entry: &Entry<S>, ending: Ending) {
-        if ending == Ending::Dead {
-            self.given_up(entry);
-        }
-    }
-
-    fn given_up<S>(&mut self, entry: &Entry<S>) {
+    /// A message is dead.
+    pub(super) fn given_up<S>(&mut self, entry: &Entry<S>) {
         let message = &entry.message;
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         let last = entry.trouble.as_deref().map(|trouble| clean(&trouble.last.text, TEXT));

@@ -242,6 +242,18 @@ pub(super) use {asked, contents};
 
 pub(super) use crate::transaction::hex;
 
+/// Asks for [`OFFERED`] and `COLUMNS` of free rows behind a place, at most so many: the place's two numbers and that one are to be bound here.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(super) fn free(tables: &Tables, inbox: i32, [turn, id, most]: [&str; 3]) -> String {
+    format!(
+        "SELECT {OFFERED}, {} FROM {} AS o LEFT JOIN {} AS m ON m.id = o.id WHERE o.inbox = {inbox} AND o.lot = 0 AND o.run = 0 \
+         AND (o.turn, o.id) > ({turn}, {id}) ORDER BY o.turn, o.id LIMIT {most}",
+        crate::inbox::message::COLUMNS,
+        tables.open,
+        tables.messages
+    )
+}
+
 /// `(1, 2), (3, 4)`
 pub(super) fn tuples(rows: &[Vec<i64>]) -> String {
     let mut text = String::new();

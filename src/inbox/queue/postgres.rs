@@ -4,7 +4,7 @@ use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnection, PgListener, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Error, Pool};
 
-use super::dialect::{OFFERED, Offered, Place, Sql, asked, contents, hex, offered, tuples};
+use super::dialect::{Offered, Place, Sql, asked, contents, free, hex, offered, tuples};
 use super::listen::Listener;
 use crate::inbox::message::{COLUMNS, Content};
 use crate::inbox::tables::Tables;
@@ -50,11 +50,7 @@ impl Sql for Postgres {
         behind: Place,
         most: i64,
     ) -> Result<Vec<Offered>, Error> {
-        let text = format!(
-            "SELECT {OFFERED}, {COLUMNS} FROM {} AS o LEFT JOIN {} AS m ON m.id = o.id WHERE o.inbox = {inbox} AND o.lot = 0 AND o.run = 0 \
-             AND (o.turn, o.id) > ($1, $2) ORDER BY o.turn, o.id LIMIT $3 FOR UPDATE OF o SKIP LOCKED",
-            tables.open, tables.messages
-        );
+        let text = free(tables, inbox, ["$1", "$2", "$3"]) + " FOR UPDATE OF o SKIP LOCKED";
         let query = sqlx::query(AssertSqlSafe(text)).bind(behind.turn).bind(behind.id).bind(most);
         offered!(query.fetch_all(conn).await?, PgRow)
     }

@@ -3,7 +3,7 @@
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Error};
 
-use super::dialect::{OFFERED, Offered, Place, Sql, among, asked, contents, hex, offered, tuples};
+use super::dialect::{Offered, Place, Sql, among, asked, contents, free, hex, offered, tuples};
 use crate::inbox::message::{COLUMNS, Content};
 use crate::inbox::tables::Tables;
 use crate::store::sqlite::Sqlite;
@@ -47,11 +47,7 @@ impl Sql for Sqlite {
         behind: Place,
         most: i64,
     ) -> Result<Vec<Offered>, Error> {
-        let text = format!(
-            "SELECT {OFFERED}, {COLUMNS} FROM {} AS o LEFT JOIN {} AS m ON m.id = o.id WHERE o.inbox = {inbox} AND o.lot = 0 AND o.run = 0 \
-             AND (o.turn, o.id) > (?, ?) ORDER BY o.turn, o.id LIMIT ?",
-            tables.open, tables.messages
-        );
+        let text = free(tables, inbox, ["?", "?", "?"]);
         let query = sqlx::query(AssertSqlSafe(text)).bind(behind.turn).bind(behind.id).bind(most);
         offered!(query.fetch_all(conn).await?, SqliteRow)
     }
