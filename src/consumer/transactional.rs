@@ -66,6 +66,9 @@ impl<DB: TransactionalDatabase> Transactional<DB> {
     /// committed of the messages before it may be handled again: level L2 holds for handlers that leave the transaction alone. It must return the errors of its statements: one that PostgreSQL refused spoils the transaction. It should not
     /// wait for anything slow: the transaction holds its locks meanwhile.
     ///
+    /// A message whose handler loses its connection four times in a row, while the database answers otherwise, has failed: it writes what the server does not
+    /// take (MySQL's `max_allowed_packet`), or leaves its transaction idle for longer than the server allows.
+    ///
     /// Attempts are counted by the database when they fail. A message that takes the process down with it is counted where there is a window of its
     /// partition: what is in hand before the first commit after an assignment is noted there, which costs nothing later. A new owner that finds such
     /// a note runs those messages one by one, and counts the attempt of each before it begins. So that message ends one or two processes more than it has

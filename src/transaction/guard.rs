@@ -22,6 +22,8 @@ pub(crate) enum Called<E> {
     Over(Option<Why<E>>),
     /// The database gave up a statement of the handler in favour of another. Roll back.
     Rollback(Fault),
+    /// The connection was gone when the handler returned, of which it said this. Close it.
+    Lost(Why<E>, Fault),
     /// The database failed. Close the connection.
     Close(Fault),
 }
@@ -67,8 +69,10 @@ async fn well<DB: Sealed, E>(tx: &mut Tx<DB>, next: bool) -> Called<E> {
         Ok(()) => return Called::Over(None),
         Err(error) => sorted::<DB::Dialect>(&error),
     };
-    if matches!(fault, Fault::Broken(_) | Fault::Contended(_)) {
-        return Called::Close(fault);
+    match fault {
+        Fault::Broken(_) => return Called::Lost(Why::Misused(Misuse::Swallowed), fault),
+        Fault::Contended(_) => return Called::Close(fault),
+        _ => {}
     }
     match tx.conn() {
         Ok(conn) => match DB::DIALECT.back_to_savepoint(conn).await {
@@ -89,7 +93,7 @@ async fn back<DB: Sealed, E>(tx: &mut Tx<DB>, why: Why<E>) -> Called<E> {
         Ok(()) if tx.is_level() => Called::Failed(why),
         Ok(()) => Called::Over(None),
         Err(error) => match sorted::<DB::Dialect>(&error) {
-            fault @ Fault::Broken(_) => Called::Close(fault),
+            fault @ Fault::Broken(_) => Called::Lost(why, fault),
             _ => Called::Over(Some(why)),
         },
     }

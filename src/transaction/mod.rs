@@ -109,6 +109,10 @@ use crate::wrapper::Counts;
 ///
 /// What is set for it is put back before the connection goes back to your pool.
 ///
+/// Handlers share it, and so does what is remembered: what one sets until the end of the transaction, as PostgreSQL's `SET LOCAL` does, holds for the
+/// handlers behind it too. One that takes another role for a while (`SET LOCAL ROLE`, as for row-level security) gives it back before it returns, or that
+/// role needs the rights to write this crate's tables.
+///
 /// A connection that is needed again at once is not given back in between, as long as the pool has others: while batches follow each other, for
 /// about a second at most, and for 20 to 40 ms when nothing needs it any more.
 ///

@@ -23,6 +23,8 @@ const CONTENDED: u32 = 8;
 const WHOLE: u32 = 1;
 /// How often a transaction that was over too early counts as given up in favour of another, where the database ends them so.
 const OVER: u32 = 3;
+/// How often in a row a message may lose its connection before that counts as its failure.
+const LOST: u32 = 3;
 
 /// Some of a batch, on its way.
 struct Part {
@@ -33,17 +35,19 @@ struct Part {
     brief: bool,
     /// A savepoint for each message.
     careful: bool,
+    /// Whose handler lost its connection last, and how often in a row.
+    lost: (usize, u32),
 }
 
 impl Part {
     fn of(places: Vec<usize>) -> Self {
-        Self { places, tries: 0, over: 0, brief: false, careful: false }
+        Self { places, tries: 0, over: 0, brief: false, careful: false, lost: (usize::MAX, 0) }
     }
 
     fn halves(self) -> [Self; 2] {
-        let Self { mut places, tries, over, brief, careful } = self;
+        let Self { mut places, tries, over, brief, careful, lost } = self;
         let second = places.split_off(places.len() / 2);
-        [Self { places, tries, over, brief, careful }, Self { places: second, tries, over, brief, careful }]
+        [Self { places, tries, over, brief, careful, lost }, Self { places: second, tries, over, brief, careful, lost }]
     }
 }
 
@@ -201,7 +205,12 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
             Err(stop) => stop,
         };
         match stop {
-            Stop::Fault(fault) => self.faulted(part, fault).await,
+            Stop::Fault(fault) => {
+                // With savepoints it shows whose handler did not say that it had lost its connection.
+                part.careful |= matches!(fault, Fault::Broken(_));
+                self.faulted(part, fault).await;
+            }
+            Stop::Lost { at, why, fault } => self.lost(part, at, why, fault).await,
             Stop::Again => self.queue.push_front(part),
             Stop::Careful => {
                 part.careful = true;
@@ -290,6 +299,38 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
                 self.queue.push_front(part);
             }
         }
+    }
+
+    /// The connection was gone when a handler returned. Once that may be anybody's fault; each time with the same message, it is that one's: it
+    /// writes what the server does not take, or leaves its transaction idle for longer than the server allows.
+    async fn lost(&mut self, mut part: Part, at: usize, why: Why<W::Error>, fault: Fault) {
+        let times = if part.lost.0 == at { part.lost.1 + 1 } else { 1 };
+        part.lost = (at, times);
+        part.careful = true;
+        if why.class() == ErrorClass::Unavailable {
+            return self.faulted(part, fault).await;
+        }
+        if times <= LOST {
+            if times > 1 {
+                // Its transaction had begun: the database answers.
+                self.down = None;
+                tokio::time::sleep(pause(times, self.core.random())).await;
+            }
+            return self.faulted(part, fault).await;
+        }
+        part.lost = (usize::MAX, 0);
+        tracing::warn!(
+            topic = &*self.batch.items[at].origin.topic,
+            partition = self.batch.items[at].origin.partition,
+            offset = self.batch.items[at].origin.offset,
+            error = %fault,
+            "the handler's connection was lost {times} times in a row: that counts as a failure of this message"
+        );
+        if self.work.together() {
+            return self.split(part, why);
+        }
+        self.batch.decided[at] = Some(why);
+        self.queue.push_front(part);
     }
 
     fn is_decided(&self, part: &Part) -> bool {

@@ -58,6 +58,8 @@ pub(super) enum Stop<T, E> {
     Careful,
     /// The transaction was over when the handler of this message returned; `all`: that of any of them.
     Over { at: usize, all: bool, why: Option<Why<E>>, wrote: Wrote },
+    /// The connection was gone when the handler of this message, or of all from this one on, returned.
+    Lost { at: usize, why: Why<E>, fault: Fault },
     /// One of these partitions belongs to another process.
     Fenced(Vec<Arc<Held>>),
     /// The reply to the commit was lost.
@@ -303,7 +305,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
             Ok(()) if self.tx.is_level() => Ok(why),
             Ok(()) => Err(self.over(batch, at, None)),
             Err(error) => match sorted::<DB::Dialect>(&error) {
-                fault @ Fault::Broken(_) => Err(close(fault)),
+                fault @ Fault::Broken(_) => Err(Left::Close(Stop::Lost { at, why, fault })),
                 _ => Err(self.over(batch, at, Some(why))),
             },
         }
@@ -339,6 +341,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
             }
             Called::Over(why) => Err(self.over(batch, at, why)),
             Called::Rollback(fault) => Err(Left::Rollback(fault.into())),
+            Called::Lost(why, fault) => Err(Left::Close(Stop::Lost { at, why, fault })),
             Called::Close(fault) => Err(close(fault)),
         }
     }

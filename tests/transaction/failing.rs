@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use hapax::identity::{Identify, header, position};
 use hapax::message::Parts;
-use hapax::{Done, Failure, Retry, TransactError};
+use hapax::{Done, Failure, Misuse, Retry, TransactError};
 
-use crate::base::{Tables, everywhere, id_of, message};
+use crate::base::{Base, Tables, everywhere, everywhere_served, id_of, message};
 use crate::{once, tune};
 
 everywhere! {
@@ -218,4 +218,80 @@ everywhere! {
         assert!(matches!(done.outcomes()[1], Ok(Done::Dead { attempts: 2, error: Some(Failure::TimedOut(_)) })), "{:?}", done.outcomes());
         tables.judge::<DB>(&mut conn, [0, 2, 3].into_iter()).await;
     }
+}
+
+everywhere_served! {
+    async fn a_message_that_loses_its_connection_each_time_fails_alone<DB>() {
+        const BAD: i64 = 5;
+        let site = DB::site();
+        let pool = DB::pool(&site, 4).await;
+        let mut conn = DB::session(&site).await;
+        // Without a savepoint for each, or with; an error that is returned, or overlooked.
+        for (well, overlooked) in [(0, false), (0, true), (300, false), (300, true)] {
+            let tables = Tables::make::<DB>(&mut conn).await;
+            let once = tune(&pool, &tables, position().and_then(header("id"))).retry(Retry::none().attempts(2)).build().await.unwrap();
+            let effect = async |message: &Parts, conn: &mut DB::Connection| {
+                DB::effect(conn, &tables.effects, id_of(message)).await?;
+                if id_of(message) == well + BAD {
+                    let lost = lose_connection::<DB>(conn).await;
+                    return if overlooked { Ok(()) } else { lost };
+                }
+                Ok(())
+            };
+            let before: Vec<Parts> = (0..well).map(|n| message(n, 0, n)).collect();
+            assert!(once.handle_batch(&before, effect).await.all_finished());
+            let batch: Vec<Parts> = (well..well + 12).map(|n| message(n, 0, n)).collect();
+            let done = once.handle_batch(&batch, effect).await;
+            for (n, outcome) in (0..).zip(done.outcomes()) {
+                match outcome {
+                    Err(TransactError::Handler(Failure::Error(_))) if n == BAD && !overlooked => {}
+                    Err(TransactError::Misused { misuse: Misuse::Swallowed, .. }) if n == BAD && overlooked => {}
+                    Ok(Done::Handled(())) if n != BAD => {}
+                    _ => panic!("{n}, after {well}, overlooked: {overlooked}: {outcome:?}"),
+                }
+            }
+            let others = |id: &i64| *id != well + BAD;
+            tables.judge::<DB>(&mut conn, (0..well + 12).filter(others)).await;
+            // Its attempts are counted, and used up.
+            let done = once.handle_batch(&batch, effect).await;
+            assert!(matches!(done.outcomes()[5], Ok(Done::Dead { attempts: 2, .. })), "{:?}", done.outcomes());
+            tables.judge::<DB>(&mut conn, (0..well + 12).filter(others)).await;
+        }
+    }
+}
+
+everywhere_served! {
+    async fn a_bulk_handler_that_loses_its_connection_each_time_is_run_with_fewer<DB>() {
+        const BAD: i64 = 5;
+        let site = DB::site();
+        let pool = DB::pool(&site, 4).await;
+        let mut conn = DB::session(&site).await;
+        let tables = Tables::make::<DB>(&mut conn).await;
+        let once = tune(&pool, &tables, header("id")).retry(Retry::none().attempts(9)).build().await.unwrap();
+        let batch: Vec<Parts> = (0..12).map(|n| message(n, 0, n)).collect();
+        let bulk = async |new: &[&Parts], conn: &mut DB::Connection| {
+            for message in new {
+                DB::effect(conn, &tables.effects, id_of(*message)).await?;
+            }
+            if new.iter().any(|message| id_of(*message) == BAD) { lose_connection::<DB>(conn).await } else { Ok(()) }
+        };
+        let done = once.handle_together(&batch, bulk).await;
+        for (n, outcome) in (0..).zip(done.outcomes()) {
+            match outcome {
+                Err(TransactError::Handler(Failure::Error(_))) if n == BAD => {}
+                Ok(Done::Handled(())) if n != BAD => {}
+                _ => panic!("{n}: {outcome:?}"),
+            }
+        }
+        tables.judge::<DB>(&mut conn, (0..12).filter(|id| *id != BAD)).await;
+    }
+}
+
+/// What a statement that is larger than the server takes comes to, or a transaction that is idle for longer than it allows.
+async fn lose_connection<DB: Base>(conn: &mut DB::Connection) -> Result<(), sqlx::Error> {
+    let text = match DB::KIND {
+        "mysql" => "KILL CONNECTION_ID()",
+        _ => "SELECT pg_terminate_backend(pg_backend_pid())",
+    };
+    DB::run(conn, text).await.map(drop)
 }

@@ -405,7 +405,7 @@ impl<DB: Sealed, S: Shape<DB>> Inside<'_, DB, S> {
                 Err(Left::Close(Stop::Over { at, why, before }))
             }
             Called::Rollback(fault) => Err(Left::Rollback(fault.into())),
-            Called::Close(fault @ Fault::Broken(_)) => Err(Left::Close(Stop::Broke { at, fault })),
+            Called::Lost(_, fault) => Err(Left::Close(Stop::Broke { at, fault })),
             Called::Close(fault) => Err(Left::Close(fault.into())),
         }
     }
