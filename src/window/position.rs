@@ -280,6 +280,9 @@ impl Window {
     /// and forget them if it was rolled back. Whatever is delivered in between is not lost.
     #[must_use]
     pub fn after(&self, moves: &Moves) -> Row {
+        if let Some(next) = self.in_order(moves) {
+            return Row { next, state: Vec::new() };
+        }
         let mut then = self.clone();
         then.apply(moves);
         then.row()
@@ -287,6 +290,11 @@ impl Window {
 
     /// Makes these moves. Making them again changes nothing.
     pub fn apply(&mut self, moves: &Moves) {
+        if let Some(next) = self.in_order(moves) {
+            self.open.drain(..moves.finished.len());
+            self.next = next;
+            return;
+        }
         for offset in &moves.finished {
             self.finish(*offset);
         }
@@ -357,6 +365,17 @@ impl Window {
 
     fn unfinished_at(&self, offset: i64) -> Known {
         Known::Unfinished { attempts: self.attempts(offset) }
+    }
+
+    /// Where the mark comes to by moves that finish the first of what is unfinished, in order, where nothing else is to be kept: as most batches
+    /// do. Then it is all that changes.
+    fn in_order(&self, moves: &Moves) -> Option<i64> {
+        let Moves { finished, failed, spared } = moves;
+        let last = finished.last()?;
+        let plain = self.done.is_empty() && self.attempts.is_empty() && failed.is_empty() && spared.is_empty();
+        let first =
+            || finished.len() <= self.open.len() && self.open.iter().zip(finished).all(|(open, own)| open == own);
+        (plain && first()).then(|| last.saturating_add(1))
     }
 
     /// Where this offset is among the open ones, or would be.
@@ -450,5 +469,44 @@ mod tests {
         moves.spare(0, 0);
         window.apply(&moves);
         assert_eq!(window.attempts, [(0, 0)]);
+    }
+
+    #[test]
+    fn moves_that_finish_the_first_do_what_each_of_them_does() {
+        let mut delivered = Window::at(3);
+        for offset in [3, 4, 9, 10, 17] {
+            delivered.deliver(offset);
+        }
+        let mut above = delivered.clone();
+        above.finish(10);
+        let mut failed = delivered.clone();
+        failed.fail(9, 2);
+        let none: &[i64] = &[];
+        for window in [delivered, above, failed] {
+            for finished in
+                [none, &[3], &[3, 4], &[3, 4, 9, 10, 17], &[3, 9], &[4, 3], &[3, 4, 5], &[3, 4, 9, 10, 17, 18]]
+            {
+                let mut moves = Moves::new();
+                let mut each = window.clone();
+                for offset in finished {
+                    moves.finish(*offset);
+                    each.finish(*offset);
+                }
+                let mut at_once = window.clone();
+                assert_eq!(window.after(&moves), each.row(), "{window:?} {finished:?}");
+                for _ in 0..2 {
+                    at_once.apply(&moves);
+                    assert_eq!(at_once, each, "{window:?} {finished:?}");
+                }
+            }
+        }
+        // What failed or was spared besides is kept too.
+        let mut window = Window::at(0);
+        (0..4).for_each(|offset| _ = window.deliver(offset));
+        let mut moves = Moves::new();
+        moves.finish(0);
+        moves.fail(1, 1);
+        window.apply(&moves);
+        assert_eq!((window.next(), window.attempts(1)), (1, 1));
     }
 }
