@@ -54,6 +54,9 @@ pub(crate) trait Sql: Transact {
     const KEEP_LATEST: &'static str = " ON CONFLICT (id, generation, attempt) DO UPDATE SET run = excluded.run, \
         began = excluded.began, ended = excluded.ended, class = excluded.class, owner = excluded.owner, text = excluded.text";
 
+    /// Whether an index is read backwards from one row's place. Otherwise all of a lane is read for each of its rows.
+    const LOOKS_BACK: bool = true;
+
     /// Behind a read: locks its rows, and leaves out those that somebody holds. Where that is not to be had: nothing.
     fn skip_locked(&self) -> &'static str {
         " FOR UPDATE SKIP LOCKED"

@@ -83,6 +83,8 @@ struct Chosen {
     rest: Vec<Free>,
     /// Up to where all was taken, and since when nobody looked from the beginning.
     front: Option<(Place, Instant)>,
+    /// By key: not all was looked at.
+    more: bool,
 }
 
 /// A free row.
@@ -228,9 +230,14 @@ impl<DB: Sealed> Core<DB> {
             Place::BEGINNING => String::new(),
             behind => format!(" AND {}", <DB::Dialect as Sql>::behind(behind)),
         };
+        let before = match <DB::Dialect as Sql>::LOOKS_BACK {
+            true => format!(
+                "(SELECT e.id FROM {open} AS e WHERE e.lane = r.lane AND e.id < r.id AND e.lot < 2 ORDER BY e.id DESC LIMIT 1)"
+            ),
+            false => "NULL".to_owned(),
+        };
         let text = format!(
-            "SELECT r.turn, r.id, r.lane, r.generation, r.attempts, r.alone, \
-             (SELECT e.id FROM {open} AS e WHERE e.lane = r.lane AND e.id < r.id AND e.lot < 2 ORDER BY e.id DESC LIMIT 1), \
+            "SELECT r.turn, r.id, r.lane, r.generation, r.attempts, r.alone, {before}, \
              CASE WHEN (r.generation > 1 AND EXISTS \
              (SELECT 1 FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.run <> 0)) OR COALESCE(\
              (SELECT e.run FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.lot < 2 ORDER BY e.id LIMIT 1), 0) <> 0 \
@@ -251,7 +258,37 @@ impl<DB: Sealed> Core<DB> {
             }),
             _ => None,
         };
-        Ok(rows.iter().map(read).collect::<Option<_>>().map(|free| Offer { free, wide: Vec::new() }))
+        let Some(mut free) = rows.iter().map(read).collect::<Option<Vec<Free>>>() else { return Ok(None) };
+        if !<DB::Dialect as Sql>::LOOKS_BACK {
+            self.look_back(conn, &mut free).await?;
+        }
+        Ok(Some(Offer { free, wide: Vec::new() }))
+    }
+
+    /// Finds the open message before each of these in its lane, by one range for each lane.
+    async fn look_back(&self, conn: &mut Conn<DB::Dialect>, rows: &mut [Free]) -> sqlx::Result<()> {
+        let mut last: HashMap<i64, i64> = HashMap::with_capacity(rows.len());
+        for free in &*rows {
+            last.entry(free.lane).and_modify(|last| *last = free.place.id.max(*last)).or_insert(free.place.id);
+        }
+        let ranges: Vec<String> = last.iter().map(|(lane, id)| format!("(lane = {lane} AND id < {id})")).collect();
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let text = format!("SELECT lane, id FROM {} WHERE lot < 2 AND ({})", self.tables.open, ranges.join(" OR "));
+        let mut open: HashMap<i64, Vec<i64>> = HashMap::new();
+        for row in DB::DIALECT.read_numbers(conn, text, 2).await? {
+            if let [Some(lane), Some(id)] = row[..] {
+                open.entry(lane).or_default().push(id);
+            }
+        }
+        open.values_mut().for_each(|ids| ids.sort_unstable());
+        for free in rows {
+            let before =
+                open.get(&free.lane).map_or(&[][..], |ids| &ids[..ids.partition_point(|id| *id < free.place.id)]);
+            free.before = before.last().copied();
+        }
+        Ok(())
     }
 
     async fn try_take(&self, ask: &Ask) -> Result<Tried, Fault> {
@@ -300,50 +337,78 @@ impl<DB: Sealed> Core<DB> {
         conn: &mut Conn<DB::Dialect>,
         ask: &Ask,
         asked: Instant,
+        front: Option<(Place, Instant)>,
+    ) -> Result<Chosen, Fault> {
+        match ask.by_key {
+            false => self.choose_any(conn, ask.most, asked, front).await,
+            true => self.choose_by_key(conn, ask.most, asked, front).await,
+        }
+    }
+
+    async fn choose_any(
+        &self,
+        conn: &mut Conn<DB::Dialect>,
+        most: usize,
+        asked: Instant,
         mut front: Option<(Place, Instant)>,
     ) -> Result<Chosen, Fault> {
-        let mut limit = match (ask.by_key, self.front.lone.load(Ordering::Relaxed)) {
-            (true, _) => ask.most.max(FEWEST),
-            // Their payloads come with them: of many lone ones, each take would read all that are left.
-            (false, true) => 1,
-            (false, false) => ask.most,
-        };
+        // Their payloads come with them: of many lone ones, each take would read all that are left.
+        let mut limit = if self.front.lone.load(Ordering::Relaxed) { 1 } else { most };
         loop {
             let behind = front.map_or(Place::BEGINNING, |(place, _)| place);
-            let Offer { free: rows, wide } = self.free(conn, ask.by_key, limit, behind).await?;
-            let chosen = choose(ask.by_key, ask.most, &rows);
-            if !ask.by_key {
-                let lone = chosen.first().is_some_and(|first| first.alone);
-                if self.front.lone.swap(lone, Ordering::Relaxed) && !lone && limit < ask.most {
-                    limit = ask.most;
-                    continue;
-                }
+            let Offer { free: rows, wide } = self.free(conn, false, limit, behind).await?;
+            let chosen = choose(false, most, &rows);
+            let lone = chosen.first().is_some_and(|first| first.alone);
+            if self.front.lone.swap(lone, Ordering::Relaxed) && !lone && limit < most {
+                limit = most;
+                continue;
             }
             if (rows.len() < limit || chosen.is_empty()) && front.take().is_some() {
                 continue;
             }
-            // A lone one is all there is to this run.
-            let lone = chosen.first().is_some_and(|first| first.alone);
-            let enough = lone || chosen.len() >= ask.most || rows.len() < limit || limit >= MOST || !ask.by_key;
-            if enough {
-                let as_far = rows.iter().zip(&chosen).take_while(|(row, free)| row.place == free.place).last();
-                let as_far = as_far.map(|(row, _)| row.place);
-                let since = front.map_or(asked, |(_, since)| since);
-                // Where nothing came of this look, the next one begins where it did.
-                let front = as_far.or(front.map(|(place, _)| place)).map(|place| (place, since));
-                if !ask.by_key {
-                    let wide = wide.into_iter().zip(&rows).filter(|(_, row)| lone == row.alone);
-                    let wide = wide.take(chosen.len()).map(|(wide, _)| wide).collect();
-                    return Ok(Chosen { free: chosen, wide, rest: Vec::new(), front });
+            let front = as_far(&rows, &chosen, front, asked);
+            let wide = wide.into_iter().zip(&rows).filter(|(_, row)| lone == row.alone);
+            let wide = wide.take(chosen.len()).map(|(wide, _)| wide).collect();
+            return Ok(Chosen { free: chosen, wide, rest: Vec::new(), front, more: false });
+        }
+    }
+
+    /// Rows are read part by part, until half a run is found: what is left of it is not worth the reading, and is found again when others have ended.
+    async fn choose_by_key(
+        &self,
+        conn: &mut Conn<DB::Dialect>,
+        most: usize,
+        asked: Instant,
+        mut front: Option<(Place, Instant)>,
+    ) -> Result<Chosen, Fault> {
+        loop {
+            let mut rows: Vec<Free> = Vec::new();
+            loop {
+                let limit = rows.len().max(most).clamp(FEWEST, MOST);
+                let behind = rows.last().map(|last| last.place).or(front.map(|(place, _)| place));
+                let Offer { free, .. } = self.free(conn, true, limit, behind.unwrap_or(Place::BEGINNING)).await?;
+                let all = free.len() < limit;
+                rows.extend(free);
+                let chosen = choose(true, most, &rows);
+                // A lone one is all there is to this run.
+                let lone = chosen.first().is_some_and(|first| first.alone);
+                let enough = lone || chosen.len() >= most.div_ceil(2);
+                let over = enough || all || rows.len() >= MOST;
+                if !over {
+                    continue;
                 }
+                if (all || chosen.is_empty()) && front.take().is_some() {
+                    break;
+                }
+                let front = as_far(&rows, &chosen, front, asked);
                 let ids: HashSet<i64> = chosen.iter().map(|free| free.place.id).collect();
-                let rest = match !lone && chosen.len() < ask.most {
+                let crowded = !lone && chosen.len() < most && rows.len() > most.max(FEWEST);
+                let rest = match crowded {
                     true => rows.into_iter().filter(|free| !ids.contains(&free.place.id) && !free.alone).collect(),
                     false => Vec::new(),
                 };
-                return Ok(Chosen { free: chosen, wide: Vec::new(), rest, front });
+                return Ok(Chosen { free: chosen, wide: Vec::new(), rest, front, more: enough && !all });
             }
-            limit = (limit * 8).min(MOST);
         }
     }
 
@@ -356,7 +421,7 @@ impl<DB: Sealed> Core<DB> {
         asked: Instant,
         chosen: Chosen,
     ) -> Result<Run, Fault> {
-        let Chosen { free: chosen, wide, .. } = chosen;
+        let Chosen { free: chosen, wide, more, .. } = chosen;
         let (open, runs, inbox) = (&self.tables.open, &self.tables.runs, self.number);
         let run = number(now, self.base.random());
         let level = match ask.level {
@@ -414,6 +479,7 @@ impl<DB: Sealed> Core<DB> {
             began: now,
             lease: ask.lease,
             until: asked + ask.lease,
+            more,
             taken,
         })
     }
@@ -496,6 +562,13 @@ impl<DB: Sealed> Core<DB> {
         self.rollback(tx).await;
         Ok(gate.due.map(|due| Duration::from_millis((due - gate.now).max(0).cast_unsigned())))
     }
+}
+
+/// Up to where all that was read is taken; the last look from the beginning was then. Where nothing came of this look, the next one begins where it did.
+fn as_far(rows: &[Free], chosen: &[Free], front: Option<(Place, Instant)>, asked: Instant) -> Option<(Place, Instant)> {
+    let taken = rows.iter().zip(chosen).take_while(|(row, free)| row.place == free.place).last();
+    let place = taken.map(|(row, _)| row.place).or(front.map(|(place, _)| place))?;
+    Some((place, front.map_or(asked, |(_, since)| since)))
 }
 
 /// Which of these rows one run takes, in order.

@@ -52,6 +52,8 @@ pub(crate) struct Run {
     pub(crate) lease: Duration,
     /// Until when it was ours as it was taken, by this process's clock, on the safe side.
     pub(crate) until: Instant,
+    /// It is not full, and there may be more all the same.
+    pub(crate) more: bool,
     /// In the order in which they are to begin.
     pub(crate) taken: Vec<Taken>,
 }

@@ -277,7 +277,8 @@ impl<DB: Sealed, W: Way<DB>> Driver<DB, W> {
             Ok(Take { run: Some(run), .. }) => {
                 let messages = run.taken.len();
                 let suspect = run.taken.iter().any(|taken| taken.alone);
-                self.desk.took(messages, most, suspect);
+                // A run that is not full is all there was, unless it says otherwise.
+                self.desk.took(messages, if run.more { messages } else { most }, suspect);
                 self.summary.runs += 1;
                 self.summary.taken += messages as u64;
                 let took_over = run.taken.iter().filter(|taken| taken.alone).count() as u64;
