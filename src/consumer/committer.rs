@@ -152,6 +152,29 @@ fn list(positions: &[Position]) -> TopicPartitionList {
     list
 }
 
+/// Whether a refused commit may be taken if the same member asks for it again, a little later.
+///
+/// librdkafka repeats some of these by itself, but not for ever, and none of a commit that finds its group in a rebalance: the member has
+/// to wait for its next generation (or epoch), which it gets by itself.
+pub(super) fn may_pass(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::RebalanceInProgress
+                | Code::StaleMemberEpoch
+                | Code::CoordinatorLoadInProgress
+                | Code::CoordinatorNotAvailable
+                | Code::NotCoordinator
+                | Code::WaitingForCoordinator
+                | Code::RequestTimedOut
+                | Code::OperationTimedOut
+                | Code::NetworkException
+                | Code::BrokerTransportFailure
+        )
+    )
+}
+
 /// Whether a refused commit means that the partition is somebody else's, or about to be.
 pub(super) fn is_ownership_gone(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;

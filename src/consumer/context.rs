@@ -21,10 +21,12 @@ use super::bell::{Bell, Word};
 use super::committer::{Answered, Committer, Ticket, is_ownership_gone};
 use super::config::Settings;
 use super::continuity::{Continuity, Discontinuity};
+use super::error::Here;
 use super::finding::OnReset;
 use super::gate::{Gate, Room, Valve};
 use super::handling::Failure;
 use super::hush::Hush;
+use super::joining;
 use super::letter::LetterError;
 use super::link::{Delivered, Input, Request};
 use super::message::Filling;
@@ -49,6 +51,9 @@ pub(super) enum End {
     Kafka { reason: String, source: KafkaError },
 }
 
+/// Positions that the broker refused together.
+type Refused = (Vec<Position>, KafkaError);
+
 /// What changes.
 struct State {
     assignment: Assignment,
@@ -65,6 +70,8 @@ struct State {
     asked: Ticket,
     /// The last commit answered.
     answered: Ticket,
+    /// The commit that is waited for, and what of it the broker refused: whoever waits decides what that means.
+    awaited: Option<(Ticket, Vec<Refused>)>,
     scratch: Vec<Word>,
 }
 
@@ -121,6 +128,7 @@ impl Context {
             reason: String::new(),
             asked: 0,
             answered: 0,
+            awaited: None,
             scratch: Vec::new(),
         }));
         let policy = settings.options.on_reset.unwrap_or(OnReset::Refuse);
@@ -235,7 +243,7 @@ impl Context {
                     self.ask(&mut state, positions, true);
                 }
                 Word::Request(Request::Stop { topic, partition, offset, failure }) => {
-                    error!(topic, partition, offset, error = %failure, "a message cannot be finished; the consumer ends");
+                    error!(topic, partition, offset, error = %Here(&*failure), "a message cannot be finished; the consumer ends");
                     state.end.get_or_insert(End::Message { topic, partition, offset, failure });
                 }
                 Word::Request(Request::Gone) => {
@@ -300,7 +308,7 @@ impl Context {
 
     /// Takes in what the broker said to a commit, and tells the pump.
     fn learn(&self, state: &mut State, answered: Answered) {
-        let Answered { ticket, tell, accepted, refused, over } = answered;
+        let Answered { ticket, tell, accepted, mut refused, over } = answered;
         // The thread of a client before this one may answer late.
         state.answered = state.answered.max(ticket);
         for position in &accepted {
@@ -311,15 +319,9 @@ impl Context {
         if !accepted.is_empty() {
             self.probe.committed(accepted.len(), true);
         }
-        for (positions, error) in &refused {
-            state.summary.failed_commits += 1;
-            self.probe.committed(positions.len(), false);
-            let partitions = Positions(positions);
-            if is_ownership_gone(error) {
-                info!(%error, %partitions, "not committed: the group is changing; what is not committed is delivered again");
-            } else {
-                warn!(%error, %partitions, "not committed; tried again as long as the partitions are owned");
-            }
+        match &mut state.awaited {
+            Some((awaited, of_it)) if *awaited == ticket => *of_it = std::mem::take(&mut refused),
+            _ => refused.iter().for_each(|refused| self.not_committed(&mut state.summary, refused)),
         }
         if !over.is_empty() {
             debug!(partitions = %Positions(&over), "not committed: no longer ours");
@@ -329,6 +331,18 @@ impl Context {
             let refused = refused.into_iter().flat_map(|(positions, _)| positions);
             let positions = accepted.into_iter().chain(refused).chain(over).collect();
             let _ = self.inputs.send(Input::Committed { positions, accepted: yes });
+        }
+    }
+
+    /// Counts and tells what the broker did not take.
+    fn not_committed(&self, summary: &mut Summary, (positions, error): &Refused) {
+        summary.failed_commits += 1;
+        self.probe.committed(positions.len(), false);
+        let partitions = Positions(positions);
+        if is_ownership_gone(error) {
+            info!(%error, %partitions, "not committed: the group is changing; what is not committed is delivered again");
+        } else {
+            warn!(%error, %partitions, "not committed; tried again as long as the partitions are owned");
         }
     }
 
@@ -345,12 +359,15 @@ impl Context {
         (std::mem::take(&mut state.summary), state.end.take())
     }
 
-    /// Notes that Kafka refuses for good.
-    pub(super) fn end(&self, source: KafkaError, cure: Option<&str>) {
+    /// Notes that Kafka refuses for good, and what would cure that.
+    pub(super) fn refused(&self, source: KafkaError) {
+        let fatal = matches!(source, KafkaError::MessageConsumptionFatal(_));
+        let setting = |name: &str| self.settings.client.get(name);
+        let cure = source.rdkafka_error_code().and_then(|code| joining::cure(code, fatal, setting));
         let mut state = self.lock();
         let mut reason = std::mem::take(&mut state.reason);
         if let Some(cure) = cure {
-            reason = if reason.is_empty() { cure.to_owned() } else { format!("{reason}: {cure}") };
+            reason = if reason.is_empty() { cure } else { format!("{reason}: {cure}") };
         }
         state.end.get_or_insert(End::Kafka { reason, source });
     }

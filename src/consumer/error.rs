@@ -2,13 +2,14 @@
 
 use std::error::Error;
 
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::config::ConfigError;
 use super::dead_letter::DeadLetterError;
 use super::finding::Finding;
 use super::summary::Summary;
 use crate::store::{Report, StoreError};
+use crate::wrapper::{HandleError, in_conflict};
 
 /// Why [`Consumer::run`](super::Consumer::run) ended before it was told to.
 ///
@@ -29,7 +30,11 @@ pub enum ConsumerError {
         /// rdkafka's error.
         source: KafkaError,
     },
-    /// Kafka refuses for good: fenced, not authorised, or no offset to start from. Not retryable without a change.
+    /// Kafka refuses for good: fenced, not authorised, or the group does not let this member in (a session time-out that the brokers do not allow, a group
+    /// that is full, a protocol or an assignor that they do not know). Not retryable without a change, but for a group that is full.
+    ///
+    /// A member whose assignors the others do not know (`InconsistentGroupProtocol`) is refused as long as a group changes them member by member. That ends
+    /// a consumer that never joined, once it has lasted for two minutes.
     #[error("Kafka ended the consumer: {reason} ({source})")]
     Kafka {
         /// librdkafka's words, which name the topic, or the cure where one is known.
@@ -41,7 +46,7 @@ pub enum ConsumerError {
     },
     /// A message could not be finished, and policy is to stop rather than to pass it by. Delivered again at the next start. Not retryable without a
     /// change: somebody is to look at it.
-    #[error("the consumer stopped at topic `{topic}`, partition {partition}, offset {offset}: {source}")]
+    #[error("the consumer stopped at topic `{topic}`, partition {partition}, offset {offset}: {}", Here(&**source))]
     Message {
         /// Its topic.
         topic: String,
@@ -73,8 +78,8 @@ pub enum ConsumerError {
         /// What was compared.
         report: Report,
     },
-    /// The windows of partitions could not be read when those were assigned: without them nothing may be handled. Nothing of those partitions was.
-    /// Retryable, if [the source](StoreError::is_retryable) is.
+    /// The windows of partitions could not be read when those were assigned, for a reason that does not pass: without them nothing may be handled. Nothing of
+    /// those partitions was. (A database that is away is waited for.) Retryable, if [the source](StoreError::is_retryable) is.
     #[error("the windows of the assigned partitions could not be read: {source}")]
     Windows {
         /// What the database said.
@@ -98,6 +103,19 @@ pub enum ConsumerError {
         /// What happened to it.
         what: String,
     },
+}
+
+/// Why a message cannot finish, where it is said already which one.
+pub(super) struct Here<'a>(pub(super) &'a (dyn Error + Send + Sync + 'static));
+
+impl std::fmt::Display for Here<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.downcast_ref::<HandleError<String>>() {
+            Some(HandleError::Identity { error, .. }) => write!(f, "{error}"),
+            Some(HandleError::Conflict { first, .. }) => write!(f, "it {}", in_conflict(first)),
+            _ => write!(f, "{}", self.0),
+        }
+    }
 }
 
 /// The errors of a report.
@@ -139,10 +157,11 @@ impl ConsumerError {
             Self::Windows { source, .. } => source.is_retryable(),
             Self::DeadLetter(error) => error.is_retryable(),
             Self::Thread { .. } => true,
+            // Until another member leaves.
+            Self::Kafka { source, .. } => source.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupMaxSizeReached),
             Self::Config(_)
             | Self::NoRuntime
             | Self::Client { .. }
-            | Self::Kafka { .. }
             | Self::Message { .. }
             | Self::Discontinuity { .. }
             | Self::Retention { .. }
@@ -180,7 +199,35 @@ pub(super) fn lacking(source: &KafkaError) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::handling::Failure;
     use super::*;
+    use crate::identity::{Field, IdentityError};
+    use crate::record::{Origin, Seen};
+    use crate::wrapper::At;
+
+    #[test]
+    fn a_message_is_named_once_whatever_it_stopped_for() {
+        let origin = |offset| Origin { topic: "orders".into(), partition: 3, offset };
+        let first = Seen { origin: origin(41), at: Default::default() };
+        let missing = || IdentityError::Missing { field: Field::Header("message-id".into()) };
+        let causes: [(Failure, &str); 3] = [
+            (
+                Box::new(HandleError::<String>::Identity { at: At(origin(42)), error: missing() }),
+                "offset 42: the message has no header `message-id`: let ",
+            ),
+            (
+                Box::new(HandleError::<String>::Conflict { at: At(origin(42)), first }),
+                "offset 42: it has the identity of the message at topic `orders`, partition 3, offset 41, and says ",
+            ),
+            ("the disk is full".into(), "offset 42: the disk is full"),
+        ];
+        for (source, told) in causes {
+            let summary = Box::default();
+            let error = ConsumerError::Message { topic: "orders".into(), partition: 3, offset: 42, source, summary };
+            let text = error.to_string();
+            assert!(text.contains(told) && text.matches("offset 42").count() == 1, "{text}");
+        }
+    }
 
     #[test]
     fn what_the_client_was_built_without_names_the_feature() {

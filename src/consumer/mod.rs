@@ -36,7 +36,8 @@
 //! - **Order**: [by partition](Order::Partition), [by key](Order::Key), or [none](Order::Unordered); within it up to
 //!   [`concurrency`](Consumer::concurrency) handlers run side by side. What waits holds up only what must come after it.
 //! - **Commits**: only the finished prefix of a partition, about once a second, and at once when a partition is revoked or the
-//!   consumer ends. Never below what the broker has, never for a partition that is no longer ours. `enable.auto.commit` and
+//!   consumer ends. Never below what the broker has, never for a partition that is no longer ours. A last commit that is refused for a reason that
+//!   may pass is asked for again, for 10 seconds at most (a quarter of `max.poll.interval.ms`, if that is less). `enable.auto.commit` and
 //!   `enable.auto.offset.store` are refused where they are on.
 //! - **Back-pressure**: messages in hand are bounded in [number](Consumer::max_messages) and in [bytes](Consumer::max_bytes), for each
 //!   [partition](Consumer::partition_messages) and for all. What is full is paused, and polling goes on; so a handler may take longer than
@@ -69,6 +70,7 @@ mod hush;
 mod in_windows;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 mod inbox;
+mod joining;
 pub mod letter;
 mod link;
 mod look;

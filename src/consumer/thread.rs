@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 use super::bell::Bell;
 use super::context::{Client, Context, End, Flow};
 use super::gate::Gate;
+use super::joining::{self, CHANGE, Strangers};
 use super::message::Filling;
 use super::summary::Summary;
 
@@ -85,6 +86,8 @@ pub(super) struct KafkaThread {
     refused: Cell<Option<KafkaError>>,
     /// The group went on without it, and does not let this client in again.
     outlived: Cell<bool>,
+    /// How it is refused for its assignors.
+    strangers: Cell<Strangers>,
 }
 
 impl KafkaThread {
@@ -95,7 +98,8 @@ impl KafkaThread {
         stop: Arc<Stop>,
         patience: Option<Instant>,
     ) -> Self {
-        Self { client, gate, drain, stop, patience, refused: Cell::new(None), outlived: Cell::new(false) }
+        let strangers = Cell::new(Strangers::NONE);
+        Self { client, gate, drain, stop, patience, refused: Cell::new(None), outlived: Cell::new(false), strangers }
     }
 
     fn context(&self) -> &Context {
@@ -112,8 +116,7 @@ impl KafkaThread {
             }
             if let Some(error) = self.refused.take() {
                 if self.patience.is_some_and(|until| until <= Instant::now()) {
-                    let cure = "another member with this group.instance.id is alive: give each member one of its own";
-                    context.end(error, Some(cure));
+                    context.refused(error);
                 } else if self.pause(AGAIN) {
                     return Came::Refused(self.client);
                 }
@@ -184,44 +187,61 @@ impl KafkaThread {
     /// Decides whether an error of a poll ends the consumer. Most do not: librdkafka goes on trying by itself.
     fn judge(&self, error: KafkaError) {
         use RDKafkaErrorCode as Code;
-        let cure = match (&error, error.rdkafka_error_code()) {
+        let code = error.rdkafka_error_code();
+        let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
+        match (&error, code) {
             (KafkaError::PartitionEOF(_), _) => return,
             // A client that was refused is of no use any more, but there may be nothing wrong with the member.
-            (KafkaError::MessageConsumptionFatal(Code::UnreleasedInstanceId), _) if self.context().is_new() => {
+            (_, Some(Code::UnreleasedInstanceId)) if fatal && self.context().is_new() => {
                 return self.refused.set(Some(error));
             }
             // A member of KIP-848's protocol that stood still for longer than its session asks to be let in again as the broker allows nobody to.
-            (KafkaError::MessageConsumptionFatal(Code::InvalidRequest), _) if self.context().joined() => {
+            (_, Some(Code::InvalidRequest)) if fatal && self.context().joined() => {
                 warn!(
                     "the group went on without this member, which stood still for longer than its session: a new client joins"
                 );
                 return self.outlived.set(true);
             }
-            (KafkaError::MessageConsumptionFatal(_), _) => None,
+            // The others may be leaving for members like this one.
+            (_, Some(Code::InconsistentGroupProtocol)) if !fatal && !self.has_lasted() => return,
             // Decided once what was polled before has been taken in.
             (_, Some(Code::AutoOffsetReset)) => return self.context().continuity().stopped(),
-            (_, Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)) => {
-                Some("allow this user to read the topic and the group")
-            }
             (_, Some(Code::PollExceeded)) => {
                 warn!(
                     "max.poll.interval.ms passed between two polls: partitions were lost, and come back at the next rebalance"
                 );
                 return;
             }
+            (_, Some(code)) if fatal || joining::cure(code, fatal, |_| None).is_some() => {}
             _ => {
                 debug!(%error, "polling goes on");
                 return;
             }
-        };
-        self.context().end(error, cure);
+        }
+        self.context().refused(error);
+    }
+
+    /// Whether this member, which has never joined, has been refused for its assignors for long enough.
+    fn has_lasted(&self) -> bool {
+        let context = self.context();
+        let mut strangers = self.strangers.get();
+        if strangers.is_new() {
+            warn!(
+                "the other members of the group know none of this one's assignors: it joins when the last of them has left; if it never \
+                 joined, that is tried for {} s",
+                CHANGE.as_secs()
+            );
+        }
+        let lasted = strangers.refused(Instant::now());
+        self.strangers.set(strangers);
+        lasted && context.is_new() && !context.joined()
     }
 
     /// Drains, commits, leaves the group.
     fn close(self) -> (Summary, Option<End>) {
         let abort = self.stop.wish() == Stop::ABORT;
         let drain = if abort { Duration::ZERO } else { self.drain };
-        self.context().finish(drain, self.client.assignment_lost());
+        self.context().finish(&self.client, drain);
         let mut closed = false;
         match self.client.close_queue() {
             Ok(()) => {

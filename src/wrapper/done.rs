@@ -125,9 +125,14 @@ impl<E: fmt::Debug + fmt::Display> HandleError<E> {
 
 /// What an error says of a message that is in conflict with an earlier one.
 pub(crate) fn conflict(at: &At, first: &Seen) -> String {
+    format!("{at} {}", in_conflict(first))
+}
+
+/// The same of a message that was named before.
+pub(crate) fn in_conflict(first: &Seen) -> String {
     let earlier = At(first.origin.clone());
     format!(
-        "{at} has the identity of {earlier}, and says something else: mend the producer, choose another identity, or \
+        "has the identity of {earlier}, and says something else: mend the producer, choose another identity, or \
          choose `OnConflict::Skip` or `OnConflict::Handle`"
     )
 }

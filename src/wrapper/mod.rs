@@ -52,6 +52,8 @@ pub(crate) use counts::Counters;
 pub use counts::Counts;
 #[cfg_attr(not(feature = "kafka"), allow(unused_imports))]
 pub(crate) use described::Described;
+#[cfg(feature = "kafka")]
+pub(crate) use done::in_conflict;
 pub use done::{At, BatchDone, CallError, Commit, Done, HandleError, Stage, Unsettled};
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use done::{conflict, finished};

@@ -304,6 +304,22 @@ async fn f11_a_last_commit_that_is_refused_does_not_keep_the_consumer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f11_a_last_commit_that_a_rebalance_refuses_is_asked_for_again() {
+    let kafka = MockKafka::start(&[("orders", 1)]);
+    kafka.produce(&records("orders", 1, 100)).await;
+    let effects = Effects::default();
+    let rare = consumer(kafka.consumer_config("g"), "orders").commit_every(Duration::from_secs(3_600));
+    let member = Member::start(rare, noting(&effects));
+    effects.reach(100).await;
+    kafka
+        .cluster()
+        .request_errors(RDKafkaApiKey::OffsetCommit, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS; 3]);
+    let summary = member.stop().await;
+    assert_eq!((summary.handled, summary.commits, summary.failed_commits), (100, 1, 0), "{summary:?}");
+    assert_eq!(kafka.committed("g", "orders", 0).await, Some(100));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_last_commit_that_nobody_answers_does_not_keep_the_consumer() {
     let kafka = MockKafka::start(&[("orders", 1)]);
     kafka.produce(&records("orders", 1, 10)).await;

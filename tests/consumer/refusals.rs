@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use hapax::consumer::{Consumer, ConsumerError};
 use rdkafka::ClientConfig;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{MockKafka, PATIENCE, eventually};
+use crate::support::{Kafka, MockKafka, PATIENCE, eventually, unique};
 use crate::world::{Counter, Effects, Member, consumer, noting, plain, records};
 
 fn config(settings: &[(&str, &str)]) -> ClientConfig {
@@ -132,4 +133,57 @@ async fn a_topic_that_does_not_exist_yet_does_not_end_the_consumer() {
     kafka.produce(&records("later", 1, 5)).await;
     eventually(PATIENCE, "the new topic is read", async || effects.of("later", 0).len() == 5).await;
     member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_can_never_join_ends_with_what_would_let_it_in() {
+    use RDKafkaRespErr::*;
+    let kafka = MockKafka::start(&[("orders", 1)]);
+    let cases = [
+        (RD_KAFKA_RESP_ERR_INVALID_SESSION_TIMEOUT, "session.timeout.ms is 6000: ", false),
+        (RD_KAFKA_RESP_ERR_INVALID_GROUP_ID, "group.id is \"g\"", false),
+        (RD_KAFKA_RESP_ERR_GROUP_MAX_SIZE_REACHED, "group.max.size", true),
+        (RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID, "group.instance.id", false),
+        (RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED, "allow this user", false),
+    ];
+    for (code, cure, retryable) in cases {
+        // Were it not to end, it would join: the broker refuses once.
+        kafka.cluster().request_errors(RDKafkaApiKey::JoinGroup, &[code]);
+        let member = Member::start(consumer(kafka.consumer_config("g"), "orders"), noting(&Effects::default()));
+        let error = member.end().await.expect_err(cure);
+        assert!(matches!(error, ConsumerError::Kafka { .. }), "{error}");
+        assert!(error.to_string().contains(cure), "{cure}: {error}");
+        assert_eq!(error.is_retryable(), retryable, "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_assignors_the_others_do_not_know_waits_for_them_to_go() {
+    let kafka = MockKafka::start(&[("orders", 1)]);
+    kafka.produce(&records("orders", 1, 5)).await;
+    let inconsistent = RDKafkaRespErr::RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL;
+    kafka.cluster().request_errors(RDKafkaApiKey::JoinGroup, &[inconsistent; 2]);
+    let effects = Effects::default();
+    let member = Member::start(consumer(kafka.consumer_config("g"), "orders"), noting(&effects));
+    effects.reach(5).await;
+    member.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_real_broker_never_lets_in_ends_with_the_setting_to_change() {
+    let kafka = Kafka::real();
+    let topic = unique("never");
+    kafka.create_topic(&topic, 1).await;
+    // More than its group.max.session.timeout.ms.
+    let mut long = kafka.consumer_config(&unique("g"));
+    long.set("session.timeout.ms", "3600000").set("max.poll.interval.ms", "3600000");
+    // An assignor that it does not have.
+    let mut unknown = kafka.consumer_config(&unique("g"));
+    unknown.remove("session.timeout.ms").remove("heartbeat.interval.ms");
+    unknown.set("group.protocol", "consumer").set("group.remote.assignor", "magic");
+    for (config, cure) in [(long, "session.timeout.ms is 3600000: "), (unknown, "group.remote.assignor is magic: ")] {
+        let error = Member::start(consumer(config, &topic), noting(&Effects::default())).end().await.expect_err(cure);
+        assert!(matches!(error, ConsumerError::Kafka { .. }), "{error}");
+        assert!(error.to_string().contains(cure) && !error.is_retryable(), "{error}");
+    }
 }
