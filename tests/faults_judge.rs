@@ -1,8 +1,14 @@
 //! The judges of `scripts/faults`, of `examples/transfer` and of `examples/inbox`: what they must find, and what they must let pass. A run that ends well shows
-//! nothing about that.
+//! nothing about that. And the last word of the benchmarks, and the help of `scripts/faults`, which say nothing true by themselves either.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../benches/shared/args.rs"]
+#[allow(dead_code, missing_docs)]
+mod args;
+#[path = "../benches/ratios/figures.rs"]
+#[allow(dead_code, missing_docs)]
+mod figures;
 #[path = "../examples/inbox/judge.rs"]
 mod inbox;
 #[path = "../examples/faults/judge.rs"]
@@ -627,5 +633,73 @@ mod orders_in_an_inbox {
         inbox(301, 300, 0).is_refused_for("301 orders were accepted, and there are 300");
         inbox(300, 299, 0).is_refused_for("299 orders were succeeded, and there are 300");
         inbox(300, 300, 1).is_refused_for("1 orders are still dead");
+    }
+}
+
+/// What a benchmark of three figures ends with, asked for these.
+fn benched(flags: &[&str]) -> (std::process::ExitCode, Vec<&'static str>) {
+    let args = args::read("trial", &[], lexopt::Parser::from_args(flags)).unwrap().unwrap();
+    let mut figures = figures::Figures::new(args);
+    let mut measured = Vec::new();
+    for name in ["redis_claim", "redis_settle", "plain"] {
+        if figures.wants_any(&[name]) {
+            measured.push(name);
+            if !figures.args.list {
+                figures.state(name, 1.0, 1.0, 1.0, figures::Bar::Ratio(0.5));
+            }
+        }
+    }
+    (figures.close("trial"), measured)
+}
+
+#[test]
+fn a_benchmark_that_measured_nothing_does_not_end_well() {
+    let code = |code: u8| format!("{:?}", std::process::ExitCode::from(code));
+    for (flags, wanted, measured) in [
+        (&[][..], 0, &["redis_claim", "redis_settle", "plain"][..]),
+        (&["--only", "redis"], 0, &["redis_claim", "redis_settle"]),
+        (&["--only", "redis_s", "--only", "plain"], 0, &["redis_settle", "plain"]),
+        (&["--only", "rediss"], 2, &[]),
+        (&["--only", "plain", "--only", "no_such"], 2, &["plain"]),
+        (&["--list", "--only", "no_such"], 2, &[]),
+    ] {
+        let (ended, names) = benched(flags);
+        assert_eq!((format!("{ended:?}"), &names[..]), (code(wanted), measured), "{flags:?}");
+    }
+}
+
+#[test]
+fn a_benchmarks_last_line_says_of_what_it_speaks() {
+    assert_eq!(figures::last(3, 3, 0), "# every bar is met: all 3 figures were measured");
+    assert_eq!(figures::last(1, 3, 0), "# every bar of what was measured is met: 1 figures of 3");
+    assert!(!figures::last(3, 3, 1).contains("every bar"));
+}
+
+/// A `cargo` of the test's own leaves a mark: nothing is built for a few words.
+#[cfg(unix)]
+#[test]
+fn the_help_of_scripts_faults_names_its_flags_and_builds_nothing() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().unwrap();
+    let (cargo, mark) = (folder.path().join("cargo"), folder.path().join("built"));
+    std::fs::write(&cargo, format!("#!/bin/sh\ntouch '{}'\nexit 1\n", mark.display())).unwrap();
+    std::fs::set_permissions(&cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let source = std::fs::read_to_string(root.join("examples/faults/main.rs")).unwrap();
+    let flags: Vec<&str> = source.split("Long(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(flags.len() > 5, "{flags:?}");
+    for asked in [&["--help"][..], &["-h"], &["--debug", "--help"], &["--seconds", "5", "--help"]] {
+        let told =
+            std::process::Command::new(root.join("scripts/faults")).args(asked).env("PATH", &path).output().unwrap();
+        let text = String::from_utf8(told.stdout).unwrap();
+        assert!(
+            told.status.success() && text.starts_with("Holds hapax") && text.contains("Usage: "),
+            "{asked:?}: {text}"
+        );
+        for flag in flags.iter().filter(|flag| !["help", "bench"].contains(flag)) {
+            assert!(text.contains(&format!("\n  --{flag} ")), "{asked:?} does not tell of --{flag}");
+        }
+        assert!(!mark.exists(), "{asked:?} builds");
     }
 }

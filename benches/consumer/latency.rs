@@ -29,9 +29,12 @@ pub async fn measure(figures: &mut Figures, topics: &mut Topics) -> Result<(), F
             continue;
         }
         let names = ["p50", "p99"].map(|which| format!("latency_{}_{which}", kind.name()));
+        if !figures.wants_any(&names) {
+            continue;
+        }
         if figures.args.list {
             names.iter().for_each(|name| println!("{name}"));
-        } else if names.iter().any(|name| figures.wants(name)) {
+        } else {
             of(figures, topics, &kind, &names).await?;
         }
     }

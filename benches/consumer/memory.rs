@@ -29,11 +29,11 @@ const STILL: Duration = Duration::from_secs(3);
 const MIB: f64 = 1_048_576.0;
 
 pub async fn measure(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failure> {
-    if figures.args.list {
-        println!("{NAME}");
+    if !figures.wants(NAME) {
         return Ok(());
     }
-    if !figures.wants(NAME) {
+    if figures.args.list {
+        println!("{NAME}");
         return Ok(());
     }
     let topic = topics.with(Filling { payload: PAYLOAD, ..Filling::distinct(MESSAGES) }).await?;

@@ -23,7 +23,7 @@ pub async fn measure<B: Base>(figures: &mut Figures) -> Result<(), Failure> {
     ];
     for (name, ours, bare) in figures_of {
         let names = ["wal_bytes", "table_bytes"].map(|what| format!("{}_{name}_{what}", B::WORD));
-        if !names.iter().any(|name| figures.wants(name)) {
+        if !figures.wants_any(&names) {
             continue;
         }
         if figures.args.list {

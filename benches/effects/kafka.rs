@@ -25,7 +25,7 @@ const PART: usize = 20;
 pub async fn measure<B: Base>(figures: &mut Figures, topics: &mut Topics) -> Result<(), Failure> {
     let names = ["hand_written_batch", "hand_written"].map(|name| format!("{}_{name}", B::WORD));
     let messages = figures.args.number("messages");
-    let wanted = !figures.args.list && names.iter().any(|name| figures.wants(name));
+    let wanted = !figures.args.list && figures.wants_any(&names);
     let topic = if wanted {
         topics.with(Filling { spread: true, ..Filling::distinct(messages) }).await?
     } else {

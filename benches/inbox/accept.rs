@@ -100,7 +100,7 @@ async fn by_hand_in<B: Taking>(place: &Place<B>, messages: usize) -> Result<Run,
 /// Bytes a message: written to the log, and kept by all tables.
 async fn bytes<B: Taking>(figures: &mut Figures, messages: usize) -> Result<(), Failure> {
     let names = ["wal_bytes", "table_bytes"].map(|what| format!("{}_accept_{what}", B::WORD));
-    if !names.iter().any(|name| figures.wants(name)) {
+    if !figures.wants_any(&names) {
         return Ok(());
     }
     if figures.args.list {

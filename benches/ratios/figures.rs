@@ -1,5 +1,7 @@
 //! Rounds, medians, and the table.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -50,6 +52,9 @@ pub struct Figures {
     /// Whether the processor time that each side takes, all threads together, is stated too: it is steadier than time on a busy machine.
     pub cpu: bool,
     missed: Vec<String>,
+    /// All that could have been asked for.
+    named: RefCell<BTreeSet<String>>,
+    measured: usize,
 }
 
 /// Processor time of this process so far, in hundredths of a second; `None` where there is no `/proc`.
@@ -62,7 +67,7 @@ fn cpu() -> Option<u64> {
 
 impl Figures {
     pub fn new(args: Args) -> Self {
-        Self { args, cpu: false, missed: Vec::new() }
+        Self { args, cpu: false, missed: Vec::new(), named: RefCell::default(), measured: 0 }
     }
 
     pub fn head(&self, what: &str) {
@@ -74,7 +79,14 @@ impl Figures {
 
     /// Whether a figure was asked for.
     pub fn wants(&self, name: &str) -> bool {
+        self.named.borrow_mut().insert(name.to_owned());
         self.args.only.is_empty() || self.args.only.iter().any(|only| name.starts_with(only.as_str()))
+    }
+
+    /// Whether any of some figures that are measured together was asked for.
+    #[allow(dead_code, reason = "not every benchmark has such figures")]
+    pub fn wants_any(&self, names: &[impl AsRef<str>]) -> bool {
+        names.iter().fold(false, |wanted, name| self.wants(name.as_ref()) || wanted)
     }
 
     /// Measures a figure, unless it was not asked for.
@@ -132,6 +144,7 @@ impl Figures {
     /// States a figure that was measured in another way.
     pub fn state(&mut self, name: &str, ours: f64, bare: f64, ratio: f64, bar: Bar) {
         println!("{name} {ours:.0} {bare:.0} {ratio:.2}");
+        self.measured += 1;
         let missed = match bar {
             Bar::Ratio(least) if ratio < least => Some(format!("{name} {ratio:.3} < {least}")),
             Bar::Most(most) if ratio > most => Some(format!("{name} {ratio:.3} > {most}")),
@@ -141,17 +154,33 @@ impl Figures {
         self.missed.extend(missed);
     }
 
-    pub fn close(self) -> ExitCode {
+    /// Says what the bars say; or that something was asked for that is not there.
+    pub fn close(self, bench: &str) -> ExitCode {
+        let named = self.named.into_inner();
+        let nothing = |only: &&String| !named.iter().any(|name| name.starts_with(only.as_str()));
+        let unknown: Vec<&str> = self.args.only.iter().filter(nothing).map(String::as_str).collect();
+        if !unknown.is_empty() {
+            let named: Vec<&str> = named.iter().map(String::as_str).collect();
+            eprintln!("{bench}: no figure's name begins with {}; there are: {}", unknown.join(", "), named.join(", "));
+            return ExitCode::from(2);
+        }
         if self.args.list {
             return ExitCode::SUCCESS;
-        }
-        if self.missed.is_empty() {
-            println!("# every bar is met");
         }
         for missed in &self.missed {
             println!("# MISSED {missed}");
         }
+        println!("{}", last(self.measured, named.len(), self.missed.len()));
         ExitCode::SUCCESS
+    }
+}
+
+/// The last line: what was measured of all there is, and how many bars were missed.
+pub fn last(measured: usize, named: usize, missed: usize) -> String {
+    match (measured == named, missed) {
+        (true, 0) => format!("# every bar is met: all {measured} figures were measured"),
+        (false, 0) => format!("# every bar of what was measured is met: {measured} figures of {named}"),
+        (_, missed) => format!("# {missed} bars are missed: {measured} figures of {named} were measured"),
     }
 }
 

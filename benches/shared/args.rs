@@ -36,7 +36,7 @@ impl Args {
 
 /// Reads the command line and makes a runtime; or says with which code to end at once.
 pub fn begin(bench: &str, numbers: &[Number]) -> Result<(Args, Runtime), ExitCode> {
-    let args = match read(bench, numbers) {
+    let args = match read(bench, numbers, lexopt::Parser::from_env()) {
         Ok(Some(args)) => args,
         Ok(None) => return Err(ExitCode::SUCCESS),
         Err(error) => {
@@ -63,7 +63,7 @@ pub fn measure(
     let mut figures = Figures::new(args);
     figures.cpu = cpu;
     match runtime.block_on(measure(&mut figures)) {
-        Ok(()) => figures.close(),
+        Ok(()) => figures.close(bench),
         Err(error) => {
             eprintln!("{bench}: {error}");
             ExitCode::FAILURE
@@ -85,10 +85,9 @@ fn usage(bench: &str, numbers: &[Number]) -> String {
 }
 
 /// `None`: there is nothing to measure.
-fn read(bench: &str, numbers: &[Number]) -> Result<Option<Args>, Failure> {
+pub fn read(bench: &str, numbers: &[Number], mut parser: lexopt::Parser) -> Result<Option<Args>, Failure> {
     let given = numbers.iter().map(|number| (number.name, number.default)).collect();
     let mut args = Args { only: Vec::new(), rounds: 5, list: false, memory_of: None, numbers: given };
-    let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
         let own = match &arg {
             Long(name) => numbers.iter().find(|number| number.name == *name),
