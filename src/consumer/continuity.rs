@@ -5,6 +5,7 @@
 //! decided then.
 
 mod again;
+mod awaited;
 mod tracks;
 
 use std::collections::{HashMap, HashSet};
@@ -18,7 +19,7 @@ use tracing::{debug, error, info, warn};
 use super::finding::{Finding, Found, OnReset};
 use super::look::{Looker, Place, Wanted, committed, pin, reader_config};
 use super::resume::{Look, Reset, Resume, Seen, decide};
-use super::windows::{Standing, Windowed};
+use super::windows::{Asking, Standing, Windowed};
 use super::witness::{Mark, Samples, Witness, cluster_tag};
 use crate::frontier::Epoch;
 use crate::store::StoreError;
@@ -93,6 +94,8 @@ struct State {
     again: Option<Instant>,
     /// Partitions whose fence was raised by another process, and when to raise it anew.
     fenced: HashMap<Place, Instant>,
+    /// Partitions that were assigned while the database that keeps their windows was away.
+    awaited: Vec<Asking>,
 }
 
 /// What a consumer knows of where its partitions go on.
@@ -133,50 +136,69 @@ impl Continuity {
     }
 
     /// Decides where each partition of an assignment begins, and writes it into the list, which is assigned next. Takes at
-    /// most the budget, on the thread that polls; more only where windows are kept in a database that is away.
+    /// most the budget, on the thread that polls, and a moment more where windows are kept: what has no answer from a database that is away begins
+    /// later: [`after_windows`](Self::after_windows).
     pub(super) fn before_assign<C: ConsumerContext>(
         &self,
         client: &BaseConsumer<C>,
         list: &TopicPartitionList,
-    ) -> Result<Vec<Begin>, Refusal> {
+    ) -> Result<Vec<Option<Begin>>, Refusal> {
         let places: Vec<Place> =
             list.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
         if places.is_empty() {
             return Ok(Vec::new());
         }
+        // What was asked before was asked under another assignment.
+        let _ = self.forget(&places);
         let standings = match &self.windows {
-            Some(windows) => windows.raise(&places).map_err(Refusal::Windows)?,
+            Some(windows) => match windows.raise(&places) {
+                Ok(standings) => standings.map_err(Refusal::Windows)?,
+                Err(asking) => {
+                    self.lock().awaited.push(asking);
+                    return Ok(vec![None; places.len()]);
+                }
+            },
             None => Vec::new(),
         };
-        let standings: Vec<Standing> =
-            standings.into_iter().chain(std::iter::repeat_with(Standing::default)).take(places.len()).collect();
-        let began = Instant::now();
-        let seen = self.look(client, &places, Some(&standings), began + self.budget);
-        debug!(partitions = places.len(), took = ?began.elapsed(), "looked where partitions go on");
-        let mut refused = None;
-        let mut pins = TopicPartitionList::new();
-        let mut begins = Vec::with_capacity(places.len());
-        for ((place, seen), standing) in places.iter().zip(seen).zip(&standings) {
-            let begin = match self.judge(place, seen, &mut pins) {
-                Ok(begin) => Begin { at: begin.at.or(standing.next), window: standing.next, ..begin },
-                Err(discontinuity) => {
-                    refused.get_or_insert(discontinuity);
-                    Begin::default()
-                }
-            };
+        let (begins, pins) = self.decide_all(client, &places, standings)?;
+        for (place, begin) in places.iter().zip(&begins) {
             if let (Some(at), Some(mut element)) = (begin.at, list.find_partition(&place.0, place.1))
                 && let Err(error) = element.set_offset(Offset::Offset(at))
             {
                 warn!(%error, "an offset could not be set");
             }
-            begins.push(begin);
+        }
+        pin(client, &pins);
+        Ok(begins.into_iter().map(Some).collect())
+    }
+
+    /// Decides where each of these begins, whose windows stand so. Answers also with offsets to commit at once.
+    fn decide_all<C: ConsumerContext>(
+        &self,
+        client: &BaseConsumer<C>,
+        places: &[Place],
+        standings: Vec<Standing>,
+    ) -> Result<(Vec<Begin>, TopicPartitionList), Refusal> {
+        let standings: Vec<Standing> =
+            standings.into_iter().chain(std::iter::repeat_with(Standing::default)).take(places.len()).collect();
+        let began = Instant::now();
+        let seen = self.look(client, places, Some(&standings), began + self.budget);
+        debug!(partitions = places.len(), took = ?began.elapsed(), "looked where partitions go on");
+        let mut refused = None;
+        let mut pins = TopicPartitionList::new();
+        let mut begins = Vec::with_capacity(places.len());
+        for ((place, seen), standing) in places.iter().zip(seen).zip(&standings) {
+            begins.push(match self.judge(place, seen, &mut pins) {
+                Ok(begin) => Begin { at: begin.at.or(standing.next), window: standing.next, ..begin },
+                Err(discontinuity) => {
+                    refused.get_or_insert(discontinuity);
+                    Begin::default()
+                }
+            });
         }
         match refused {
             Some(discontinuity) => Err(Refusal::Discontinuity(discontinuity)),
-            None => {
-                pin(client, &pins);
-                Ok(begins)
-            }
+            None => Ok((begins, pins)),
         }
     }
 

@@ -3,27 +3,27 @@
 //! A window's row wins over the group's offset, which is committed later, and which anybody can set. It says where to go on, and, in its note, which message
 //! is below that: the same text that a commit carries as its metadata.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::look::Place;
 use crate::frontier::Epoch;
 use crate::store::StoreError;
 
-/// For how long a database that is away is asked for the windows of an assignment. Meanwhile nothing is polled: well below the shortest
-/// `max.poll.interval.ms` that anybody sets.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// How long after that an answer may still come.
-const MARGIN: Duration = Duration::from_secs(5);
-/// Time between two tries.
+/// For how long windows are waited for by the thread that polls.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// Time between two tries, at first and at most.
 const AGAIN: Duration = Duration::from_millis(200);
+const AGAIN_MOST: Duration = Duration::from_secs(2);
 
 /// A window as its row has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,32 +77,86 @@ impl fmt::Debug for Windowed {
     }
 }
 
-impl Windowed {
-    /// Raises the fences of partitions that are about to be ours, from a thread that may wait.
-    ///
-    /// Without their windows nothing of them may be handled: what had been would be handled again, or what had not be passed. So a
-    /// database that is away for too long is an error.
-    pub(super) fn raise(&self, places: &[Place]) -> Result<Vec<Standing>, StoreError> {
+/// Windows that a database was asked for, until it answers. Dropped, it is not asked again.
+#[derive(Debug)]
+pub(super) struct Asking {
+    /// Whose windows. Those that are not wanted any more stay in it.
+    pub(super) places: Vec<Place>,
+    /// Those that still are.
+    pub(super) wanted: HashSet<Place>,
+    /// Kafka was told to fetch nothing of them meanwhile.
+    pub(super) paused: bool,
+    told: mpsc::Receiver<Result<Vec<Standing>, StoreError>>,
+    _waits: Arc<()>,
+}
+
+impl Asking {
+    fn of(places: Vec<Place>, told: mpsc::Receiver<Result<Vec<Standing>, StoreError>>, waits: Arc<()>) -> Self {
+        let wanted = places.iter().cloned().collect();
+        Self { places, wanted, paused: false, told, _waits: waits }
+    }
+
+    /// What was answered already, to be taken in later.
+    pub(super) fn answered(places: Vec<Place>, standings: Vec<Standing>) -> Self {
         let (tell, told) = mpsc::channel();
-        let (windows, places) = (Arc::clone(&self.windows), places.to_vec());
+        let _ = tell.send(Ok(standings));
+        Self::of(places, told, Arc::default())
+    }
+
+    /// The answer, if it comes in time. An error is one that does not pass.
+    pub(super) fn answer(&self, wait: Duration) -> Option<Result<Vec<Standing>, StoreError>> {
+        match self.told.recv_timeout(wait) {
+            Ok(answer) => Some(answer),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Err(StoreError::unavailable("database", "read windows", "the runtime was shut down")))
+            }
+        }
+    }
+}
+
+impl Windowed {
+    /// Raises the fences of partitions that are about to be ours, for a thread that may wait a little, and not as long as a database may be away: `Err` is
+    /// for those whose answer has not come yet.
+    ///
+    /// Without their windows nothing of them may be handled: what had been would be handled again, or what had not be passed.
+    pub(super) fn raise(&self, places: &[Place]) -> Result<Result<Vec<Standing>, StoreError>, Asking> {
+        let asking = self.ask(places.to_vec());
+        asking.answer(AT_ONCE).ok_or(asking)
+    }
+
+    fn ask(&self, places: Vec<Place>) -> Asking {
+        let (tell, told) = mpsc::channel();
+        let waits = Arc::new(());
+        let wanted = Arc::downgrade(&waits);
+        let (windows, asked) = (Arc::clone(&self.windows), places.clone());
         // In a task, so that a call that takes too long is never dropped in the middle.
         self.runtime.spawn(async move {
-            let until = Instant::now() + PATIENCE;
-            let mut said = false;
+            let mut pause = AGAIN;
+            let mut away = None;
             loop {
-                match windows.assigned(&places).await {
-                    Err(error) if error.is_retryable() && Instant::now() < until => {
-                        if !std::mem::replace(&mut said, true) {
-                            warn!(%error, "the windows of the assigned partitions could not be read; tried again");
+                match windows.assigned(&asked).await {
+                    Err(error) if error.is_retryable() => {
+                        if away.is_none() {
+                            away = Some(Instant::now());
+                            warn!(%error, "the windows of the assigned partitions could not be read: nothing of them is handled until they are; tried again");
                         }
-                        tokio::time::sleep(AGAIN).await;
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(AGAIN_MOST);
+                        if wanted.strong_count() == 0 {
+                            return;
+                        }
                     }
-                    answer => return tell.send(answer),
+                    answer => {
+                        if let (Some(away), Ok(_)) = (away, &answer) {
+                            info!(after = ?away.elapsed(), "the windows of the assigned partitions are read");
+                        }
+                        let _ = tell.send(answer);
+                        return;
+                    }
                 }
             }
         });
-        told.recv_timeout(PATIENCE + MARGIN).unwrap_or_else(|_| {
-            Err(StoreError::unavailable("database", "read windows", "it did not answer, or the runtime was shut down"))
-        })
+        Asking::of(places, told, waits)
     }
 }

@@ -13,6 +13,7 @@ mod base;
 #[path = "../consumer/world.rs"]
 mod world;
 
+mod away;
 mod failing;
 mod ground;
 mod killed;

@@ -76,11 +76,6 @@ impl Continuity {
             // What was out of range is within it again: fetching has to be begun again all the same.
             std::mem::swap(&mut moves, &mut others);
         }
-        if moves.count() > 0 && !restart(client, &moves, &others) {
-            self.lock().again = Some(Instant::now() + AGAIN);
-            return Ok(Vec::new());
-        }
-        pin(client, &pins);
         if let Some(windows) = &self.windows {
             // What still runs is not to be taken for messages of another topic.
             let falling: Vec<Place> = moved
@@ -89,9 +84,20 @@ impl Continuity {
                 .map(|(_, moved)| (moved.topic.clone(), moved.partition))
                 .collect();
             if !falling.is_empty() {
-                windows.raise(&falling).map_err(Refusal::Windows)?;
+                match windows.raise(&falling) {
+                    Ok(raised) => _ = raised.map_err(Refusal::Windows)?,
+                    Err(_) => {
+                        self.lock().again = Some(Instant::now() + AGAIN);
+                        return Ok(Vec::new());
+                    }
+                }
             }
         }
+        if moves.count() > 0 && !restart(client, &moves, &others) {
+            self.lock().again = Some(Instant::now() + AGAIN);
+            return Ok(Vec::new());
+        }
+        pin(client, &pins);
         let (falling, rising): (Vec<_>, Vec<_>) = moved.into_iter().partition(falls);
         let mut state = self.lock();
         for (_, Moved { topic, partition, begin }) in rising {
@@ -135,7 +141,14 @@ impl Continuity {
             return Ok(Vec::new());
         }
         let places: Vec<Place> = ours.iter().map(|(place, _)| place.clone()).collect();
-        let standings = windows.raise(&places).map_err(Refusal::Windows)?;
+        let standings = match windows.raise(&places) {
+            Ok(standings) => standings.map_err(Refusal::Windows)?,
+            Err(_) => {
+                // Until then its messages are refused, and none has an effect.
+                self.fenced_again(places);
+                return Ok(Vec::new());
+            }
+        };
         let mut moved = Vec::with_capacity(ours.len());
         for (((topic, partition), began), standing) in ours.into_iter().zip(standings) {
             warn!(
@@ -152,11 +165,15 @@ impl Continuity {
             moved.push(Moved { topic, partition, begin });
         }
         if !restart(client, &moves, &others) {
-            let again = Instant::now() + AGAIN;
-            self.lock().fenced.extend(places.into_iter().map(|place| (place, again)));
+            self.fenced_again(places);
             return Ok(Vec::new());
         }
         Ok(moved)
+    }
+
+    fn fenced_again(&self, places: Vec<Place>) {
+        let again = Instant::now() + AGAIN;
+        self.lock().fenced.extend(places.into_iter().map(|place| (place, again)));
     }
 
     /// Librdkafka stopped somewhere: [`after_reset`](Self::after_reset) is due.
