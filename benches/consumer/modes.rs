@@ -28,7 +28,7 @@ pub async fn topic(
     names: &[&str],
     filling: Filling,
 ) -> Result<String, Failure> {
-    let wanted = !figures.args.list && figures.wants_any(&names);
+    let wanted = !figures.args.list && figures.wants_any(names);
     if wanted { topics.with(filling).await } else { Ok(String::new()) }
 }
 
