@@ -240,9 +240,10 @@ impl World {
             if items.is_empty() {
                 continue;
             }
-            let owner = self.processes[process].owner;
+            let tx = self.txs.len() as u32;
+            // Each has one of its own, by which a commit in doubt is known: what another one of this process wrote is not its own.
+            let owner = self.processes[process].owner ^ (u64::from(tx + 1) << 32);
             self.txs.push(Tx { process, owner, job: number, items, places: taken, ..Tx::default() });
-            let tx = self.txs.len() as u32 - 1;
             self.jobs[number as usize].tx = tx;
             return self.send_step(tx, Step::Open);
         }

@@ -87,10 +87,12 @@ impl Checker {
         let known = one.identity.filter(|_| plan.memory.records()).map(|identity| self.known[identity as usize].first);
         // What has neither window nor record is remembered by nothing.
         let remembered = plan.memory.window() || known == Some(one.body);
-        if remembered && (own.buried || (own.lettered && policy.on_dead == OnDead::Letter)) {
+        let given_up = own.buried || (own.lettered && policy.on_dead == OnDead::Letter);
+        if remembered && given_up {
             return broken("states", format!("message {message} was given up, and is handled"));
         }
-        if own.effects == 1 {
+        // What is behind one that was given up went on then.
+        if own.effects == 1 && !given_up {
             self.in_order(plan, message, policy)?;
         }
         let Some(identity) = one.identity.filter(|_| plan.memory.records()) else { return Ok(()) };
