@@ -79,6 +79,7 @@ impl<DB: Sealed> Core<DB> {
             held: self.holding(items),
             decided: items.iter().map(|_| None).collect(),
             blocked: HashSet::new(),
+            waits: HashSet::new(),
             rules,
         };
         let queue = parts(items, &batch.held, self.settings.most);
@@ -248,11 +249,17 @@ impl<DB: Sealed, W: Work<DB>> Run<'_, DB, W> {
         }
         let Some(first) = first else { return };
         self.batch.decided[first] = Some(why);
-        // What is down is down for all of them.
-        for at in part.places.iter().skip(1) {
-            self.answer(*at, Outcome::NotBegun);
+        // What is down is down for all of them. A producer's number that waits has to be noted.
+        let mut places = vec![first];
+        for &at in part.places.iter().skip(1) {
+            if matches!(self.batch.items[at].spot, Some(Spot::Sequence { .. })) {
+                self.batch.waits.insert(at);
+                places.push(at);
+            } else {
+                self.answer(at, Outcome::NotBegun);
+            }
         }
-        self.queue.push_front(Part { places: vec![first], ..part });
+        self.queue.push_front(Part { places, ..part });
     }
 
     /// Everything was rolled back.

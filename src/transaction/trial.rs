@@ -41,6 +41,8 @@ pub(super) struct Batch<'a, E> {
     pub(super) decided: Vec<Option<Why<E>>>,
     /// Rows that may not go on.
     pub(super) blocked: HashSet<u64>,
+    /// Messages that are not begun, of which that is to be noted.
+    pub(super) waits: HashSet<usize>,
     pub(super) rules: Rules,
 }
 
@@ -375,7 +377,7 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
     /// A message's turn. Answers if it is to be handled.
     fn turn(&mut self, batch: &Batch<'_, W::Error>, at: usize, plan: Plan) -> Option<Ready> {
         let item = &batch.items[at];
-        let row_blocked = item.row.is_some_and(|row| self.blocked.contains(&row));
+        let row_blocked = batch.waits.contains(&at) || item.row.is_some_and(|row| self.blocked.contains(&row));
         let outcome = match plan {
             Plan::Ready(ready) if !row_blocked => return Some(ready),
             Plan::Ready(ready) => {

@@ -137,3 +137,28 @@ everywhere! {
         tables.judge::<DB>(&mut conn, (0..200).filter(|n| *n != 3)).await;
     }
 }
+
+everywhere! {
+    async fn numbers_that_wait_together_are_not_passed_into_oblivion<DB>() {
+        let site = DB::site();
+        let pool = DB::pool(&site, 4).await;
+        let mut conn = DB::session(&site).await;
+        let tables = Tables::make::<DB>(&mut conn).await;
+        let once = tune(&pool, &tables, sequence().span(64)).retry(Retry::none().attempts(9)).build().await.unwrap();
+        let numbered = |n: i64| message(n, 0, n).header("hapax-source", "outbox").header("hapax-sequence", n.to_string());
+        let first: Vec<Parts> = (0..5).map(numbered).collect();
+        // A handler of all of them, which is told that what it needs is down: none of the others is begun after that.
+        let down = async |_: &[&Parts], _: &mut DB::Connection| {
+            Err::<(), Box<dyn std::error::Error + Send + Sync>>(Unavailable::new("down").into())
+        };
+        let done = once.handle_together(&first, down).await;
+        assert!(matches!(done.outcomes()[0], Err(TransactError::Handler(_))), "{:?}", done.outcomes());
+        assert!(done.outcomes()[1..].iter().all(|one| matches!(one, Err(TransactError::NotBegun))), "{:?}", done.outcomes());
+        let effect = async |message: &Parts, conn: &mut DB::Connection| DB::effect(conn, &tables.effects, id_of(message)).await;
+        let others: Vec<Parts> = (5..200).map(numbered).collect();
+        assert!(once.handle_batch(&others, effect).await.all_finished());
+        let done = once.handle_batch(&first, effect).await;
+        assert!(done.outcomes().iter().all(|done| matches!(done, Ok(Done::Handled(())))), "{:?}", done.outcomes());
+        tables.judge::<DB>(&mut conn, 0..200).await;
+    }
+}
