@@ -21,10 +21,15 @@ impl Run<'_> {
         }
         let port = net::free_port();
         flags.extend(["--metrics-port".into(), port.to_string()]);
-        let member = Member::start(&self.orders.service, &flags, files, port, abort.is_some());
+        let begin = || Member::start(&self.orders.service, &flags, files.clone(), port, abort.is_some());
+        let mut member = begin();
+        // Process ids tell members apart. One that the system gives out again ends before it has done anything.
+        while self.pids.iter().any(|(known, _)| *known == member.pid) {
+            member.kill();
+            member = begin();
+        }
         let pid = member.pid;
         self.say(&format!("member {slot} ({pid}) starts{}", if abort.is_some() { ", to abort" } else { "" }));
-        assert!(self.pids.iter().all(|(known, _)| *known != pid), "process ids tell members apart");
         self.pids.push((pid, slot));
         // It starts into the trouble that there is.
         let cut_off = |fault: &Fault| match fault.what {
