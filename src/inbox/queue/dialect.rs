@@ -54,6 +54,9 @@ pub(crate) trait Sql: Transact {
     const KEEP_LATEST: &'static str = " ON CONFLICT (id, generation, attempt) DO UPDATE SET run = excluded.run, \
         began = excluded.began, ended = excluded.ended, class = excluded.class, owner = excluded.owner, text = excluded.text";
 
+    /// Behind the table of what is open: rows are looked up by their lane, whatever the statistics say of a table that was empty a moment ago.
+    const BY_LANE: &'static str = "";
+
     /// Whether an index is read backwards from one row's place. Otherwise all of a lane is read for each of its rows.
     const LOOKS_BACK: bool = true;
 

@@ -22,6 +22,8 @@ impl Sql for Mysql {
     const KEEP_LATEST: &'static str = " ON DUPLICATE KEY UPDATE run = VALUES(run), began = VALUES(began), ended = VALUES(ended), \
         class = VALUES(class), owner = VALUES(owner), text = VALUES(text)";
 
+    const BY_LANE: &'static str = " FORCE INDEX (lane)";
+
     const LOOKS_BACK: bool = false;
 
     fn skip_locked(&self) -> &'static str {

@@ -226,6 +226,7 @@ impl<DB: Sealed> Core<DB> {
         behind: Place,
     ) -> sqlx::Result<Option<Offer>> {
         let (open, inbox) = (&self.tables.open, self.number);
+        let by_lane = <DB::Dialect as Sql>::BY_LANE;
         let behind = match behind {
             Place::BEGINNING => String::new(),
             behind => format!(" AND {}", <DB::Dialect as Sql>::behind(behind)),
@@ -239,8 +240,8 @@ impl<DB: Sealed> Core<DB> {
         let text = format!(
             "SELECT r.turn, r.id, r.lane, r.generation, r.attempts, r.alone, {before}, \
              CASE WHEN (r.generation > 1 AND EXISTS \
-             (SELECT 1 FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.run <> 0)) OR COALESCE(\
-             (SELECT e.run FROM {open} AS e WHERE e.lane = r.lane AND e.id > r.id AND e.lot < 2 ORDER BY e.id LIMIT 1), 0) <> 0 \
+             (SELECT 1 FROM {open} AS e{by_lane} WHERE e.lane = r.lane AND e.id > r.id AND e.run <> 0)) OR COALESCE(\
+             (SELECT e.run FROM {open} AS e{by_lane} WHERE e.lane = r.lane AND e.id > r.id AND e.lot < 2 ORDER BY e.id LIMIT 1), 0) <> 0 \
              THEN 1 ELSE 0 END \
              FROM {open} AS r WHERE inbox = {inbox} AND lot = 0 AND run = 0{behind} ORDER BY r.turn, r.id LIMIT {limit}"
         );
@@ -275,7 +276,12 @@ impl<DB: Sealed> Core<DB> {
         if ranges.is_empty() {
             return Ok(());
         }
-        let text = format!("SELECT lane, id FROM {} WHERE lot < 2 AND ({})", self.tables.open, ranges.join(" OR "));
+        let text = format!(
+            "SELECT lane, id FROM {}{} WHERE lot < 2 AND ({})",
+            self.tables.open,
+            <DB::Dialect as Sql>::BY_LANE,
+            ranges.join(" OR ")
+        );
         let mut open: HashMap<i64, Vec<i64>> = HashMap::new();
         for row in DB::DIALECT.read_numbers(conn, text, 2).await? {
             if let [Some(lane), Some(id)] = row[..] {
