@@ -8,7 +8,7 @@
 //!   waiting ◀──────────────────┴──────────▶ dead
 //! ```
 //!
-//! - [`take`] is a transaction of its own: attempts are counted before a handler runs. The run's row is the claim.
+//! - [`take`] is a transaction of its own: attempts are counted before a handler runs. The run's row is the claim. [`choice`] says which rows it takes.
 //! - [`finish`] writes how messages ended: in the handler's transaction (L2), or in its own (L1).
 //! - [`sweep`] ends runs whose lease is over.
 //! - [`lanes`] keeps what waits behind a message of its own key out of everybody's way.
@@ -17,6 +17,7 @@
 //! Every move is conditional, on the run that holds the message or on nobody holding it, and what it changed is counted. Locks are waited for no
 //! longer than the inbox's `lock_timeout`; a run's row is locked before its messages; messages in ascending order.
 
+mod choice;
 mod dialect;
 mod finish;
 mod lanes;
@@ -32,11 +33,11 @@ mod sweep;
 mod take;
 mod types;
 
+pub(crate) use choice::Front;
 pub(crate) use dialect::Sql;
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 pub(crate) use dialect::among;
 pub(crate) use listen::Listener;
-pub(crate) use take::Front;
 pub(crate) use types::{Ask, End, Ended, How, Run, Swept, Take, Taken};
 
 use self::dialect::{RUN, RunRow};

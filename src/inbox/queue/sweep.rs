@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::dialect::{Place, RUN, RunRow, Sql, which};
 use super::finish::{Failed, Move, finished};
 use super::list;
-use super::types::{Swept, Tally};
+use super::types::Swept;
 use super::{AGAIN, broken};
 use crate::inbox::core::Core;
 use crate::inbox::rules::{self, Class, Lot};
@@ -173,32 +173,5 @@ impl<DB: Sealed> Core<DB> {
         self.remember_failed(conn, row.run, row.began, &row.owner, &failed).await?;
         swept.woken = self.wake_lanes(conn, &lanes).await?;
         Ok(swept)
-    }
-
-    /// How many messages of the open work are in which state. Reads all of it, which is as large as the backlog.
-    pub(crate) async fn tally(&self) -> Result<Tally, Fault> {
-        let mut tx = self.begin().await?;
-        let text = format!(
-            "SELECT CASE WHEN lot = 2 THEN 3 WHEN run <> 0 THEN 1 WHEN attempts = 0 THEN 0 ELSE 2 END, lot, count(*) \
-             FROM {} WHERE inbox = {} GROUP BY 1, 2",
-            self.tables.open, self.number
-        );
-        let rows = DB::DIALECT.read_numbers(tx.conn()?, text, 3).await.map_err(|error| Self::fault(&error))?;
-        self.rollback(tx).await;
-        let mut tally = Tally::default();
-        for row in rows {
-            let [Some(state), Some(lot), Some(count)] = row[..] else { return Err(broken()) };
-            let count = count.max(0).cast_unsigned();
-            match state {
-                0 => tally.received += count,
-                1 => tally.processing += count,
-                2 => tally.failed += count,
-                _ => tally.dead += count,
-            }
-            if lot == 1 {
-                tally.waiting += count;
-            }
-        }
-        Ok(tally)
     }
 }

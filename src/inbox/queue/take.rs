@@ -1,20 +1,20 @@
 //! Taking: one transaction, after which the attempts count and the run stands.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::choice::{Free, as_far, choose};
 use super::dialect::{Place, Sql, numbers, which};
 use super::list::{self, Entry};
 use super::types::{Ask, Run, Take, Taken};
 use super::{AGAIN, FAR, broken, capped};
 use crate::inbox::core::Core;
 use crate::inbox::message::{Content, Form, Message};
-use crate::inbox::rules::{self, BUSY, Candidate};
 use crate::level::Level;
 use crate::record::{Millis, millis};
 use crate::store::sql::{Conn, Fault, jitter};
@@ -28,35 +28,6 @@ const FEWEST: usize = 64;
 const MOST: usize = 1 << 14;
 /// So many rows that are not theirs to take, seen by one taker, are put behind their lanes, out of everybody's way.
 const CROWD: usize = 512;
-/// After so long free rows are looked for from the beginning again.
-const AFRESH: Duration = Duration::from_millis(100);
-
-/// Up to where everything that was ready has been taken, as far as this process knows, so that the next look begins there: databases keep what is
-/// deleted for a while, and whoever looks from the beginning wades through it. What comes back, or comes in, before that place is found a moment later:
-/// when there is little left behind it, or anything more urgent, or after [`AFRESH`].
-#[derive(Debug, Default)]
-pub(crate) struct Front {
-    place: Mutex<Option<(Place, Instant)>>,
-    /// The last run was of one message that is taken alone: the next ones may be, as after a crash.
-    lone: AtomicBool,
-}
-
-impl Front {
-    fn lock(&self) -> MutexGuard<'_, Option<(Place, Instant)>> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// From where to look, and since when.
-    fn get(&self, now: Instant) -> Option<(Place, Instant)> {
-        self.lock().filter(|(_, since)| now < *since + AFRESH)
-    }
-
-    /// All up to this place was taken; the last look from the beginning was then.
-    fn set(&self, to: Option<Place>, since: Instant) {
-        *self.lock() = to.map(|place| (place, since));
-    }
-}
-
 /// What stands at the gate.
 struct Gate {
     now: Millis,
@@ -85,20 +56,6 @@ struct Chosen {
     front: Option<(Place, Instant)>,
     /// By key: not all was looked at.
     more: bool,
-}
-
-/// A free row.
-#[derive(Clone, Copy, Debug)]
-struct Free {
-    place: Place,
-    lane: i64,
-    generation: u32,
-    attempts: u32,
-    alone: bool,
-    /// By key: the open message of the lane before it.
-    before: Option<i64>,
-    /// By key: one behind it is in a run's hands.
-    busy: bool,
 }
 
 enum Tried {
@@ -264,37 +221,6 @@ impl<DB: Sealed> Core<DB> {
             self.look_back(conn, &mut free).await?;
         }
         Ok(Some(Offer { free, wide: Vec::new() }))
-    }
-
-    /// Finds the open message before each of these in its lane, by one range for each lane.
-    async fn look_back(&self, conn: &mut Conn<DB::Dialect>, rows: &mut [Free]) -> sqlx::Result<()> {
-        let mut last: HashMap<i64, i64> = HashMap::with_capacity(rows.len());
-        for free in &*rows {
-            last.entry(free.lane).and_modify(|last| *last = free.place.id.max(*last)).or_insert(free.place.id);
-        }
-        let ranges: Vec<String> = last.iter().map(|(lane, id)| format!("(lane = {lane} AND id < {id})")).collect();
-        if ranges.is_empty() {
-            return Ok(());
-        }
-        let text = format!(
-            "SELECT lane, id FROM {}{} WHERE lot < 2 AND ({})",
-            self.tables.open,
-            <DB::Dialect as Sql>::BY_LANE,
-            ranges.join(" OR ")
-        );
-        let mut open: HashMap<i64, Vec<i64>> = HashMap::new();
-        for row in DB::DIALECT.read_numbers(conn, text, 2).await? {
-            if let [Some(lane), Some(id)] = row[..] {
-                open.entry(lane).or_default().push(id);
-            }
-        }
-        open.values_mut().for_each(|ids| ids.sort_unstable());
-        for free in rows {
-            let before =
-                open.get(&free.lane).map_or(&[][..], |ids| &ids[..ids.partition_point(|id| *id < free.place.id)]);
-            free.before = before.last().copied();
-        }
-        Ok(())
     }
 
     async fn try_take(&self, ask: &Ask) -> Result<Tried, Fault> {
@@ -480,7 +406,6 @@ impl<DB: Sealed> Core<DB> {
         Ok(Run {
             number: run,
             owner: Arc::from(owner),
-            level: ask.level,
             by_key: ask.by_key,
             began: now,
             lease: ask.lease,
@@ -560,129 +485,11 @@ impl<DB: Sealed> Core<DB> {
         };
         rows.iter().zip(wide).map(message).collect::<Option<_>>().ok_or_else(broken)
     }
-
-    /// How long until the next waiting message is due; `None` where none waits for a time.
-    pub(crate) async fn next_due(&self) -> Result<Option<Duration>, Fault> {
-        let mut tx = self.begin().await?;
-        let gate = self.gate(tx.conn()?, false, None).await?;
-        self.rollback(tx).await;
-        Ok(gate.due.map(|due| Duration::from_millis((due - gate.now).max(0).cast_unsigned())))
-    }
-}
-
-/// Up to where all that was read is taken; the last look from the beginning was then. Where nothing came of this look, the next one begins where it did.
-fn as_far(rows: &[Free], chosen: &[Free], front: Option<(Place, Instant)>, asked: Instant) -> Option<(Place, Instant)> {
-    let taken = rows.iter().zip(chosen).take_while(|(row, free)| row.place == free.place).last();
-    let place = taken.map(|(row, _)| row.place).or(front.map(|(place, _)| place))?;
-    Some((place, front.map_or(asked, |(_, since)| since)))
-}
-
-/// Which of these rows one run takes, in order.
-fn choose(by_key: bool, most: usize, rows: &[Free]) -> Vec<Free> {
-    let candidates: Vec<Candidate> =
-        rows.iter().map(|free| Candidate { id: free.place.id, lane: free.lane, alone: free.alone }).collect();
-    if !by_key {
-        // They come in the order in which they were given.
-        let mut left = rows.iter();
-        let mut free = |id: i64| left.by_ref().find(|free| free.place.id == id).copied();
-        return rules::choose(false, most, &candidates, |_| None).iter().filter_map(|one| free(one.id)).collect();
-    }
-    let mut barriers: HashMap<i64, i64> = HashMap::new();
-    let by_id: HashMap<i64, &Free> = rows.iter().map(|free| (free.place.id, free)).collect();
-    for free in rows {
-        let barrier = match free.before {
-            _ if free.busy => BUSY,
-            Some(before) if !by_id.contains_key(&before) => before,
-            _ => continue,
-        };
-        barriers.entry(free.lane).and_modify(|lowest| *lowest = barrier.min(*lowest)).or_insert(barrier);
-    }
-    rules::choose(true, most, &candidates, |lane| barriers.get(&lane).copied())
-        .iter()
-        .filter_map(|candidate| by_id.get(&candidate.id).map(|free| **free))
-        .collect()
-}
-
-/// What [`put_behind`](Core::put_behind) does with rows that are in the way.
-impl<DB: Sealed> Core<DB> {
-    /// Puts rows behind their lanes: where they are in nobody's way, until what they wait for is finished. Only behind messages that stand still
-    /// meanwhile: whoever finishes one sees what was put behind it.
-    async fn put_behind(&self, conn: &mut Conn<DB::Dialect>, rows: &[Free]) -> Result<u64, Fault> {
-        /// Lanes at once, and rows.
-        const LANES: usize = 64;
-        const ROWS: usize = 4096;
-        let mut lanes: HashMap<i64, Vec<&Free>> = HashMap::new();
-        for free in rows {
-            lanes.entry(free.lane).or_default().push(free);
-        }
-        let mut lanes: Vec<(i64, Vec<&Free>)> = lanes.into_iter().collect();
-        for (_, rows) in &mut lanes {
-            rows.sort_unstable_by_key(|free| free.place.id);
-        }
-        lanes.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
-        lanes.truncate(LANES);
-        let anchors: Vec<(i64, i64)> =
-            lanes.iter().filter_map(|(lane, rows)| rows.first()?.before.map(|before| (*lane, before))).collect();
-        let (open, skip) = (&self.tables.open, DB::DIALECT.skip_locked());
-        let one = |(lane, id): &(i64, i64)| {
-            format!("SELECT lane FROM {open} WHERE lane = {lane} AND id = {id} AND lot < 2{skip}")
-        };
-        let text: Vec<String> = anchors.iter().map(one).collect();
-        if text.is_empty() {
-            return Ok(0);
-        }
-        let still = DB::DIALECT.read_numbers(conn, text.join("; "), 1).await.map_err(|error| Self::fault(&error))?;
-        let still: HashSet<i64> = still.iter().filter_map(|row| row.first().copied().flatten()).collect();
-        let mut left = ROWS;
-        let mut statements = Vec::new();
-        for (lane, rows) in lanes.iter().filter(|(lane, _)| still.contains(lane)) {
-            let places: Vec<Place> = rows.iter().take(left).map(|free| free.place).collect();
-            left -= places.len();
-            if places.is_empty() {
-                break;
-            }
-            statements.push(format!(
-                "UPDATE {} SET lot = 1, turn = {} WHERE inbox = {} AND lot = 0 AND run = 0 AND {}",
-                self.tables.open,
-                super::behind(*lane),
-                self.number,
-                which(&places)
-            ));
-        }
-        if statements.is_empty() {
-            return Ok(0);
-        }
-        DB::DIALECT.send(conn, statements.join("; ")).await.map_err(|error| Self::fault(&error))
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn free(id: i64, lane: i64, before: Option<i64>) -> Free {
-        Free { place: Place { turn: 0, id }, lane, generation: 1, attempts: 0, alone: false, before, busy: false }
-    }
-
-    fn ids(rows: &[Free]) -> Vec<i64> {
-        rows.iter().map(|free| free.place.id).collect()
-    }
-
-    #[test]
-    fn a_lane_is_taken_from_its_first_open_message_on() {
-        let rows =
-            [free(1, 7, None), free(2, 8, Some(0)), free(3, 7, Some(1)), free(5, 7, Some(4)), free(6, 7, Some(5))];
-        assert_eq!(ids(&choose(true, 10, &rows)), [1, 3]);
-        assert_eq!(ids(&choose(true, 1, &rows)), [1]);
-        assert_eq!(ids(&choose(false, 10, &rows)), [1, 2, 3, 5, 6]);
-    }
-
-    #[test]
-    fn a_lane_with_a_later_one_in_hands_stands_still() {
-        let mut rows = [free(1, 7, None), free(2, 7, Some(1)), free(3, 8, None)];
-        rows[0].busy = true;
-        assert_eq!(ids(&choose(true, 10, &rows)), [3]);
-    }
+    use super::number;
 
     #[test]
     fn numbers_ascend() {

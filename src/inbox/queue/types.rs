@@ -45,7 +45,6 @@ pub(crate) struct Run {
     /// The token too.
     pub(crate) number: i64,
     pub(crate) owner: Arc<str>,
-    pub(crate) level: Level,
     pub(crate) by_key: bool,
     /// By the database's clock.
     pub(crate) began: Millis,
@@ -117,15 +116,4 @@ pub(crate) struct Swept {
     pub(crate) dead: u64,
     /// Messages that were waiting behind one that is gone, and are free now.
     pub(crate) woken: u64,
-}
-
-/// How many messages are in which state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
-    pub(crate) received: u64,
-    pub(crate) processing: u64,
-    pub(crate) failed: u64,
-    pub(crate) dead: u64,
-    /// Of those that are received or failed: how many wait for their time.
-    pub(crate) waiting: u64,
 }

@@ -43,8 +43,6 @@ async fn every_end_is_written<DB>() {
     let wanted = [Ending::Succeeded, Ending::Failed, Ending::Dead, Ending::Released, Ending::Failed];
     assert_eq!(codes, wanted.map(Some));
     assert!(core.ended_by(&run, &[0, 1, 2, 3, 4]).await.unwrap());
-    let tally = core.tally().await.unwrap();
-    assert_eq!((tally.received, tally.failed, tally.dead, tally.waiting), (2, 1, 1, 2));
 }
 }
 

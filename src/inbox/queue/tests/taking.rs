@@ -35,8 +35,6 @@ async fn attempts_count_before_a_handler_runs<DB>() {
     assert_eq!((message.topic(), message.partition(), message.offset()), ("orders", 3, 1));
     assert_eq!(message.payload(), Some(&b"payload 1"[..]));
     assert_eq!((message.attempt(), message.generation(), message.id().0), (1, 1, run.taken[1].id));
-    let tally = ground.core().tally().await.unwrap();
-    assert_eq!((tally.received, tally.processing, tally.failed, tally.dead), (1, 2, 0, 0));
 }
 }
 
@@ -60,7 +58,6 @@ async fn the_urgent_and_the_due_come_first<DB>() {
     assert!(take.run.is_none() && !take.paused);
     let due_in = take.due_in.unwrap();
     assert!(due_in > Duration::from_secs(3000) && due_in <= Duration::from_secs(3600), "{due_in:?}");
-    assert!(ground.core().next_due().await.unwrap().unwrap() <= due_in);
 }
 }
 
