@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, error, info, warn};
@@ -21,7 +21,7 @@ use super::bell::{Bell, Word};
 use super::committer::{Answered, Committer, Ticket, is_ownership_gone};
 use super::config::Settings;
 use super::continuity::{Continuity, Discontinuity};
-use super::error::Here;
+use super::error::{Here, unreadable};
 use super::finding::OnReset;
 use super::gate::{Gate, Room, Valve};
 use super::handling::Failure;
@@ -359,13 +359,21 @@ impl Context {
         (std::mem::take(&mut state.summary), state.end.take())
     }
 
+    /// Whether what librdkafka said last, with that code, is that messages cannot be read.
+    pub(super) fn is_unreadable(&self, code: RDKafkaErrorCode) -> bool {
+        unreadable(code, &self.lock().reason).is_some()
+    }
+
     /// Notes that Kafka refuses for good, and what would cure that.
     pub(super) fn refused(&self, source: KafkaError) {
         let fatal = matches!(source, KafkaError::MessageConsumptionFatal(_));
         let setting = |name: &str| self.settings.client.get(name);
-        let cure = source.rdkafka_error_code().and_then(|code| joining::cure(code, fatal, setting));
+        let code = source.rdkafka_error_code();
         let mut state = self.lock();
         let mut reason = std::mem::take(&mut state.reason);
+        let cure = code.and_then(|code| {
+            joining::cure(code, fatal, setting).or_else(|| unreadable(code, &reason).map(str::to_owned))
+        });
         if let Some(cure) = cure {
             reason = if reason.is_empty() { cure } else { format!("{reason}: {cure}") };
         }

@@ -33,6 +33,10 @@ pub enum ConsumerError {
     /// Kafka refuses for good: fenced, not authorised, or the group does not let this member in (a session time-out that the brokers do not allow, a group
     /// that is full, a protocol or an assignor that they do not know). Not retryable without a change, but for a group that is full.
     ///
+    /// Also where messages cannot be read: compressed by what this build cannot undo, or damaged (found where they are compressed, or with
+    /// `check.crcs=true`). Nothing of that partition beyond them is handled or committed. Retryable where they are damaged, since that may have happened on their
+    /// way.
+    ///
     /// A member whose assignors the others do not know (`InconsistentGroupProtocol`) is refused as long as a group changes them member by member. That ends
     /// a consumer that never joined, once it has lasted for two minutes.
     #[error("Kafka ended the consumer: {reason} ({source})")]
@@ -157,8 +161,15 @@ impl ConsumerError {
             Self::Windows { source, .. } => source.is_retryable(),
             Self::DeadLetter(error) => error.is_retryable(),
             Self::Thread { .. } => true,
-            // Until another member leaves.
-            Self::Kafka { source, .. } => source.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupMaxSizeReached),
+            Self::Kafka { source, .. } => matches!(
+                source.rdkafka_error_code(),
+                // Until another member leaves; what is damaged may have been damaged on its way.
+                Some(
+                    RDKafkaErrorCode::GroupMaxSizeReached
+                        | RDKafkaErrorCode::BadMessage
+                        | RDKafkaErrorCode::BadCompression
+                )
+            ),
             Self::Config(_)
             | Self::NoRuntime
             | Self::Client { .. }
@@ -194,6 +205,30 @@ pub(super) fn lacking(source: &KafkaError) -> &'static str {
         ". Turn on hapax's feature kafka-tls, or kafka-tls-vendored"
     } else {
         ". Turn it on in a dependency of your own on rdkafka, of the same version"
+    }
+}
+
+/// What would let this client read messages that it cannot read, of which librdkafka said `reason`; `None` where it spoke of something else.
+///
+/// None of them may be left to librdkafka: it asks for ever for what it cannot decompress, and passes what its checksum shows to be damaged.
+pub(super) fn unreadable(code: RDKafkaErrorCode, reason: &str) -> Option<&'static str> {
+    use RDKafkaErrorCode as Code;
+    if !["Decompression (codec ", " failed CRC", "MagicByte"].iter().any(|words| reason.contains(words)) {
+        return None;
+    }
+    match code {
+        Code::NotImplemented if reason.contains("(codec 0x1)") => {
+            Some("they are compressed by gzip: turn on hapax's feature kafka-gzip")
+        }
+        Code::NotImplemented if reason.contains("(codec 0x4)") => {
+            Some("they are compressed by zstd: turn on hapax's feature kafka-zstd")
+        }
+        Code::NotImplemented => Some("they are written in a way that this version of librdkafka does not know"),
+        Code::BadMessage | Code::BadCompression => Some(
+            "they are damaged, on their way or in the log: start again, and if they stay so, restore them or commit an offset behind \
+             them with a tool (at level L2 change the window's row in the database)",
+        ),
+        _ => None,
     }
 }
 
@@ -251,6 +286,25 @@ mod tests {
             let text = ConsumerError::Client { source }.to_string();
             assert_eq!(text.contains("hapax's feature"), !feature.is_empty(), "{text}");
             assert!(text.contains(feature), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_names_the_feature_or_the_way_on() {
+        use RDKafkaErrorCode as Code;
+        let of = |codec| {
+            format!("Decompression (codec 0x{codec}) of message at 7 of 90 bytes failed: Local: Not implemented")
+        };
+        assert!(unreadable(Code::NotImplemented, &of(1)).is_some_and(|cure| cure.contains("kafka-gzip")));
+        assert!(unreadable(Code::NotImplemented, &of(4)).is_some_and(|cure| cure.contains("kafka-zstd")));
+        assert!(unreadable(Code::NotImplemented, &of(7)).is_some_and(|cure| !cure.contains("kafka-")));
+        assert!(unreadable(Code::BadCompression, &of(1)).is_some_and(|cure| cure.contains("damaged")));
+        let crc = "MessageSet at offset 7 (90 bytes) failed CRC32C check (original 0x1 != calculated 0x2)";
+        assert!(unreadable(Code::BadMessage, crc).is_some_and(|cure| cure.contains("damaged")));
+        for (code, reason) in
+            [(Code::BadMessage, "JoinGroup failed: Local: Bad message format"), (Code::BrokerTransportFailure, crc)]
+        {
+            assert_eq!(unreadable(code, reason), None, "{reason}");
         }
     }
 }

@@ -213,6 +213,8 @@ impl KafkaThread {
                 return;
             }
             (_, Some(code)) if fatal || joining::cure(code, fatal, |_| None).is_some() => {}
+            // Where librdkafka would stay for ever, or go on behind them.
+            (_, Some(code)) if self.context().is_unreadable(code) => {}
             _ => {
                 debug!(%error, "polling goes on");
                 return;

@@ -20,6 +20,7 @@ mod offsets;
 mod ordering;
 mod outages;
 mod revoked;
+mod unreadable;
 
 /// A member: started by the other tests, not by hand.
 #[test]
