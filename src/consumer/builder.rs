@@ -124,7 +124,8 @@ impl Consumer {
     /// A message that waits for a retry is moved to a buffer of its own.
     ///
     /// librdkafka has its own queue on top of that, bounded by its `queued.max.messages.kbytes` (64 MiB by default) plus one fetch of
-    /// `fetch.message.max.bytes` for each partition. What a process takes at most is therefore about the sum of both, and the reserve.
+    /// `fetch.message.max.bytes` for each partition, as it is sent: where messages compress well it takes many times as much, and a lower
+    /// `fetch.message.max.bytes` bounds it. What a process takes at most is therefore about the sum of both, and the reserve.
     pub const fn max_bytes(mut self, bytes: usize) -> Self {
         self.wishes.options.max_bytes = bytes;
         self
