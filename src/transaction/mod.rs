@@ -104,7 +104,7 @@ use crate::wrapper::Counts;
 /// | database | begun with | waits for locks |
 /// |---|---|---|
 /// | PostgreSQL | the isolation that is the default of user and database | at most the [lock timeout](TransactionalBuilder::lock_timeout) |
-/// | MySQL, MariaDB | `READ COMMITTED`, and `autocommit` off until it is over | the same, in whole seconds |
+/// | MySQL, MariaDB | `READ COMMITTED`, with `autocommit` off and `completion_type` 0 until it is over | the same, in whole seconds |
 /// | SQLite | `BEGIN IMMEDIATE`: the batches of a process take turns | as the pool's `busy_timeout` says |
 ///
 /// What is set for it is put back before the connection goes back to your pool.

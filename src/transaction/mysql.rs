@@ -29,12 +29,14 @@ fn made(table: &TableName, sources: &[Source], fence: i64, clock: &str) -> Resul
 }
 
 impl Transact for Mysql {
-    /// Three things are set for as long as the transaction lasts, in one round trip:
+    /// Four things are set for as long as the transaction lasts, in one round trip:
     ///
     /// - how long a statement waits, for rows (whole seconds are all there is) and for tables;
     /// - `autocommit = 0`. A deadlock rolls back the *whole* transaction (1213). Were autocommit on, whatever a handler that overlooks it
     ///   writes next would be committed statement by statement, without our rows. So it goes into another transaction, which is rolled back
     ///   when the savepoint turns out to be gone;
+    /// - `completion_type = 0`. `CHAIN` would begin another transaction at each commit, which refuses to be told its isolation (1568), and `RELEASE`
+    ///   would close the connection. Where somebody's commit, or a handler, has left such a transaction open, it is ended first;
     /// - `READ COMMITTED`. By default an insert that meets a duplicate locks the gap before it too: batches of random keys then stand in each
     ///   other's gaps, and may deadlock. And a snapshot of the whole batch would show its last message what was true before its first.
     async fn begin(&self, conn: &mut MySqlConnection, how: Beginning) -> Result<(), Error> {
@@ -44,13 +46,16 @@ impl Transact for Mysql {
             true => String::new(),
             false => format!(
                 "SET @hapax_row_wait = @@SESSION.innodb_lock_wait_timeout, @hapax_wait = @@SESSION.lock_wait_timeout, \
-                 @hapax_autocommit = @@SESSION.autocommit, \
+                 @hapax_autocommit = @@SESSION.autocommit, @hapax_completion = @@SESSION.completion_type, \
                  SESSION innodb_lock_wait_timeout = LEAST(@@SESSION.innodb_lock_wait_timeout, {seconds}), \
-                 SESSION lock_wait_timeout = LEAST(@@SESSION.lock_wait_timeout, {seconds}), SESSION autocommit = 0; "
+                 SESSION lock_wait_timeout = LEAST(@@SESSION.lock_wait_timeout, {seconds}), \
+                 SESSION completion_type = 0, SESSION autocommit = 0; "
             ),
         };
         let guard = how.guard();
-        let text = format!("{set}{owner}SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION{guard}");
+        let text = format!(
+            "{set}{owner}ROLLBACK AND NO CHAIN NO RELEASE; SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION{guard}"
+        );
         Manager::<Self>::begin(conn, Some(AssertSqlSafe(text).into_sql_str())).await
     }
 
@@ -60,7 +65,7 @@ impl Transact for Mysql {
             return Err(Error::Protocol("a transaction is still open".into()));
         }
         let text = "SET SESSION innodb_lock_wait_timeout = @hapax_row_wait, SESSION lock_wait_timeout = @hapax_wait, \
-                    SESSION autocommit = @hapax_autocommit";
+                    SESSION completion_type = @hapax_completion, SESSION autocommit = @hapax_autocommit";
         sqlx::raw_sql(text).execute(conn).await.map(drop)
     }
 

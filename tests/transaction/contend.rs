@@ -203,13 +203,18 @@ async fn a_mysql_connection_goes_back_as_it_came() {
     let tables = Tables::make::<Db>(&mut conn).await;
     let once = tune(&pool, &tables, header("id")).retry(Retry::none()).build().await.unwrap();
     const SETTINGS: &str = "SELECT CAST(CONCAT_WS(' ', CONNECTION_ID(), @@autocommit + 0, @@innodb_lock_wait_timeout, \
-                            @@lock_wait_timeout) AS CHAR)";
+                            @@lock_wait_timeout, @@completion_type) AS CHAR)";
     {
         let mut own = pool.acquire().await.unwrap();
-        Db::run(&mut own, "SET SESSION innodb_lock_wait_timeout = 17, SESSION lock_wait_timeout = 18").await.unwrap();
+        Db::run(
+            &mut own,
+            "SET SESSION innodb_lock_wait_timeout = 17, SESSION lock_wait_timeout = 18, SESSION completion_type = 1",
+        )
+        .await
+        .unwrap();
     }
     let before = Db::text(&mut pool.acquire().await.unwrap(), SETTINGS).await.unwrap();
-    assert!(before.ends_with(" 1 17 18"), "{before}");
+    assert!(before.ends_with(" 1 17 18 CHAIN"), "{before}");
     for id in 0..3 {
         let inside = once
             .handle(&message(id, 0, id), async |conn: &mut sqlx::MySqlConnection| {
@@ -219,7 +224,7 @@ async fn a_mysql_connection_goes_back_as_it_came() {
             })
             .await;
         if let Ok(Done::Handled(inside)) = inside {
-            assert!(inside.ends_with(" 0 1 1"), "{inside}");
+            assert!(inside.ends_with(" 0 1 1 NO_CHAIN"), "{inside}");
         }
         let mut own = pool.acquire().await.unwrap();
         assert_eq!(Db::text(&mut own, SETTINGS).await.unwrap(), before);
@@ -228,6 +233,38 @@ async fn a_mysql_connection_goes_back_as_it_came() {
         let left = format!("SELECT COUNT(*) FROM {} WHERE message = {id}", tables.effects);
         assert_eq!(Db::number(&mut conn, &left).await.unwrap(), 0);
     }
+}
+
+/// `completion_type = CHAIN`: each commit begins another transaction, and one that is open refuses to be told its isolation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mysql_session_that_chains_transactions_is_served() {
+    type Db = MySql;
+    const CHAIN: &str = "SET SESSION completion_type = 'CHAIN'";
+    let site = Db::site();
+    let pool = Db::pool(&site, 2).await;
+    let mut conn = Db::session(&site).await;
+    let tables = Tables::make::<Db>(&mut conn).await;
+    let once = tune(&pool, &tables, header("id")).retry(Retry::none()).build().await.unwrap();
+    let mut own = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    for own in &mut own {
+        // As the server's default would be; and a commit of the user's own has left one open.
+        Db::run(&mut *own, CHAIN).await.unwrap();
+        Db::run(&mut *own, "BEGIN; COMMIT").await.unwrap();
+    }
+    drop(own);
+    // The first ones as the session was found, the others as a handler leaves it, each right behind the one before.
+    for id in 0..20 {
+        let done = once
+            .handle(&message(id, 0, id), async |conn: &mut sqlx::MySqlConnection| {
+                if id >= 10 {
+                    Db::run(conn, CHAIN).await?;
+                }
+                Db::effect(conn, &tables.effects, id).await
+            })
+            .await;
+        assert!(matches!(done, Ok(Done::Handled(()))), "{id}: {done:?}");
+    }
+    tables.judge::<Db>(&mut conn, 0..20).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
