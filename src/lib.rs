@@ -139,6 +139,9 @@ pub use wrapper::{
     Unsettled,
 };
 
+/// What ends a consumer or a worker, and what tells a handler that its lease is lost: tokio-util's, so that no dependency of your own is needed to make one.
+pub use tokio_util::sync::CancellationToken;
+
 /// The README's code is compiled with the tests.
 #[cfg(all(doctest, feature = "kafka", feature = "sqlite"))]
 #[doc = include_str!("../README.md")]

@@ -47,7 +47,7 @@ impl<DB: TransactionalDatabase> Transactional<DB> {
     /// What a consumer runs: `handler` for each message, inside the transaction that remembers it. Level L2.
     ///
     /// `handler` is an `async |message: Message, tx: &mut PgConnection| -> Result<T, E>` (or `&mut MySqlConnection`, `&mut SqliteConnection`): an `AsyncFn` with the type of
-    /// its parameters written out. What it writes through `tx` is committed together with what is remembered of the message, or not at
+    /// its parameters written out. One that ends in `?` and `Ok(())` says its error's type too: `Ok::<_, sqlx::Error>(())`. What it writes through `tx` is committed together with what is remembered of the message, or not at
     /// all: no effect in that database repeats, and none is lost.
     ///
     /// What is waiting goes into one transaction, [512 messages](crate::transaction::TransactionalBuilder::batch_size) at most, one handler after the other. One that fails is

@@ -112,7 +112,8 @@ impl PartitionSnapshot {
 
     /// Offsets between the frontier and the end of the partition, where both are known. Offsets, not messages: compaction and
     /// transactions leave gaps, and a transaction's end takes an offset of its own, so that this may never be zero. Behind a
-    /// transactional producer the last such offset is not committed until a message follows it: Kafka's own tools show a lag of 1 or more too.
+    /// transactional producer the last such offset is not committed until a message follows it: Kafka's own tools show a lag of 1 or more too,
+    /// and behind a tail of aborted transactions one of all their offsets.
     #[must_use]
     pub fn lag(&self) -> Option<u64> {
         Some(u64::try_from(self.high_watermark? - self.frontier()?).unwrap_or(0))

@@ -55,7 +55,8 @@ pub enum TransactError<E: fmt::Debug + fmt::Display> {
     /// The topic was made anew, or moved, and its messages would be skipped. Not retryable: find out, and then let
     /// another handler's name in the scope begin a new window, or say [`trust_offsets`](super::TransactionalBuilder::trust_offsets).
     #[error(
-        "{at}: this offset was finished, but maybe by another message: was the topic made anew? See `TransactError::OtherMessage`"
+        "{at}: this offset was finished, but maybe by another message: was the topic made anew? Name another handler in the scope, \
+         which begins a new window, or say `trust_offsets`"
     )]
     OtherMessage {
         /// The message.

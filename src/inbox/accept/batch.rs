@@ -91,7 +91,10 @@ pub enum AcceptError {
     },
     /// Its offset was accepted, and it cannot be told to be the message that was: the topic was made anew, or moved. Not retryable; see
     /// [`TransactError::OtherMessage`](crate::TransactError::OtherMessage).
-    #[error("{at}: this offset was accepted, but maybe of another message: was the topic made anew?")]
+    #[error(
+        "{at}: this offset was accepted, but maybe of another message: was the topic made anew? Name another handler in the scope, \
+         which begins a new window, or say `trust_offsets`"
+    )]
     OtherMessage {
         /// The message.
         at: At,
