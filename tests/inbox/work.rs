@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hapax::inbox::{Class, Message, Order, WorkSummary, Worker};
+use hapax::inbox::{Class, Message, Order, WorkError, WorkSummary, Worker};
 use hapax::{Inbox, Retry, Unavailable};
 use tokio_util::sync::CancellationToken;
 
@@ -397,6 +397,19 @@ everywhere! {
         })
         .await;
         shop.judge(0..10).await;
+    }
+}
+
+everywhere! {
+    /// Fails where such a worker starts: every message would be dead.
+    async fn a_worker_without_time_for_its_handlers_does_not_start<DB>() {
+        let shop = Shop::<DB>::open().await;
+        let handler = async |_: Message, _: &mut DB::Connection| Ok::<_, sqlx::Error>(());
+        let run = tuned(shop.inbox.worker()).handler_timeout(Duration::ZERO).run(handler, CancellationToken::new());
+        let error = tokio::time::timeout(PATIENCE, run).await.expect("it goes on").expect_err("it ended well");
+        assert!(matches!(error, WorkError::Setting { setting: "handler_timeout", .. }), "{error:?}");
+        assert!(!error.is_retryable() && error.summary().is_none());
+        assert_eq!(error.to_string(), "handler_timeout: zero would drop every handler. Set the time that a handler may take, or leave it out.");
     }
 }
 

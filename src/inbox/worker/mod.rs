@@ -205,6 +205,16 @@ pub enum WorkError {
     /// There is no tokio runtime to run handlers on. Not retryable.
     #[error("the worker needs a tokio runtime: await run() inside of one")]
     NoRuntime,
+    /// A setting is out of bounds; nothing was taken. Not retryable.
+    #[error("{setting}: {problem} {cure}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// What is wrong.
+        problem: &'static str,
+        /// What to do.
+        cure: &'static str,
+    },
     /// The database refuses: its tables are not what they should be, or something is not allowed. What was in hand was finished, as far as that was possible. Not retryable
     /// without a change.
     #[error("{source}")]
@@ -227,7 +237,7 @@ impl WorkError {
         match self {
             Self::Store { source, .. } => source.is_retryable(),
             Self::Gone => true,
-            Self::NoRuntime => false,
+            Self::NoRuntime | Self::Setting { .. } => false,
         }
     }
 
@@ -236,7 +246,7 @@ impl WorkError {
     pub fn summary(&self) -> Option<&WorkSummary> {
         match self {
             Self::Store { summary, .. } => Some(summary),
-            Self::NoRuntime | Self::Gone => None,
+            Self::NoRuntime | Self::Setting { .. } | Self::Gone => None,
         }
     }
 }
@@ -282,7 +292,8 @@ impl<DB: TransactionalDatabase> Worker<DB> {
         self
     }
 
-    /// Sets how long a handler call may take; it is dropped then, which is a failed attempt. Default: as long as it likes.
+    /// Sets how long a handler call may take; it is dropped then, which is a failed attempt. Default: as long as it likes. Zero is refused when the
+    /// worker is run.
     #[must_use]
     pub const fn handler_timeout(mut self, longest: Duration) -> Self {
         self.handler_timeout = Some(longest);
@@ -431,6 +442,14 @@ impl<DB: TransactionalDatabase> Worker<DB> {
         shutdown: CancellationToken,
     ) -> Result<WorkSummary, WorkError> {
         Handle::try_current().map_err(|_| WorkError::NoRuntime)?;
+        if self.handler_timeout == Some(Duration::ZERO) {
+            // Every message would die of it.
+            return Err(WorkError::Setting {
+                setting: "handler_timeout",
+                problem: "zero would drop every handler.",
+                cure: "Set the time that a handler may take, or leave it out.",
+            });
+        }
         let by_key = self.order == Order::Key;
         let random = self.core.base.random();
         let name = self.name.unwrap_or_else(|| format!("{}-{random:08x}", std::process::id()));
