@@ -124,6 +124,22 @@ fn twice(gap: f64) -> Case {
 }
 
 #[test]
+fn who_was_paused_with_the_only_lock_stopped_all() {
+    let case = |one_writer, from, to| {
+        let mut case = twice(10.0).fault(from, to, What::Paused(3));
+        case.0.one_writer = one_writer;
+        case
+    };
+    case(true, 1.2, 10.9).is_explained_by("locked out");
+    let words = "nothing hindered its member";
+    case(false, 1.2, 10.9).is_refused_for(words);
+    // It began after the settle, as others show, or somebody wrote meanwhile, or it was shorter than a lease.
+    case(true, 7.0, 10.9).is_refused_for(words);
+    case(true, 1.2, 2.0).is_refused_for(words);
+    case(true, 1.2, 10.9).claimed(5.0, 4, "b", 7).is_refused_for(words);
+}
+
+#[test]
 fn one_effect_each_is_good() {
     let case = Case::new(&["a", "b"]).claimed(1.0, 1, "a", 1).effect(1.1, 1, "a", 1).settled(1.2, 1, "a", 1, true);
     let case = case.claimed(1.0, 1, "b", 1).effect(4.0, 1, "b", 1);

@@ -101,6 +101,8 @@ pub struct Evidence {
     pub inbox: Option<Stored>,
     /// In microseconds.
     pub lease: Time,
+    /// The store is a file that one process writes at a time: whoever is paused in the middle of that stops all.
+    pub one_writer: bool,
 }
 
 #[derive(Debug, Default)]
@@ -383,9 +385,22 @@ impl<'a> History<'a> {
             Some("store down")
         } else if self.evidence.lines.iter().any(stalled) {
             Some("starved")
+        } else if self.evidence.faults.iter().any(|fault| touches(fault.from, fault.to) && self.stops_all(fault)) {
+            Some("locked out")
         } else {
             None
         }
+    }
+
+    /// Whether somebody was paused who had the store's only lock: nobody wrote meanwhile.
+    fn stops_all(&self, fault: &Fault) -> bool {
+        let meanwhile = fault.from + 2 * TOLERANCE..fault.to;
+        let wrote = |line: &Line| meanwhile.contains(&line.at) && !matches!(line.entry, Entry::Stalled { .. });
+        let length = fault.to.saturating_sub(fault.from);
+        self.evidence.one_writer
+            && matches!(fault.what, What::Paused(_))
+            && length >= self.evidence.lease
+            && !self.evidence.lines.iter().any(wrote)
     }
 
     /// Everything that is known of the message with these effects, by time.

@@ -37,6 +37,7 @@ impl Run<'_> {
                 .then(|| Stored { accepted: self.count("hapax_inbox"), open: self.left_open() }),
             faults: std::mem::take(&mut self.faults),
             lease: u64::try_from(LEASE.as_micros()).unwrap_or(0),
+            one_writer: !self.store.is_server(),
         };
         for path in self.files("journal") {
             let text = fs::read_to_string(&path).unwrap_or_default();
@@ -189,7 +190,7 @@ impl Run<'_> {
             let _ = writeln!(complaints, "broken: {broken}");
         }
         if drained.is_none() {
-            let _ = writeln!(complaints, "not everything was committed within {DRAIN:?} of the last fault");
+            let _ = writeln!(complaints, "what was left after the last fault stayed as much for {DRAIN:?}");
         }
         let good = complaints.is_empty() && verdict.is_good();
         eprint!("{complaints}");
