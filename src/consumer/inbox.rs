@@ -60,6 +60,7 @@ impl<DB: TransactionalDatabase> Shape<DB> for Accepting<DB> {
     type Left = Brought;
 
     const TOGETHER: bool = true;
+    const ENDS_NOTHING: bool = true;
 
     async fn ready(&self, messages: usize) -> Result<(), StoreError> {
         self.core.ready(messages).await

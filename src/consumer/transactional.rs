@@ -160,6 +160,9 @@ pub trait Shape<DB: Database>: Send + Sync + 'static {
     /// Whether it takes all at once.
     const TOGETHER: bool;
 
+    /// Whether its statements are this crate's own, none of which ends the transaction, and it answers with the error of each that is refused.
+    const ENDS_NOTHING: bool = false;
+
     /// Called before each batch of so many messages, outside its transaction.
     fn ready(&self, _messages: usize) -> impl Future<Output = Result<(), StoreError>> {
         std::future::ready(Ok(()))
@@ -267,6 +270,10 @@ impl<DB: Database, S: Shape<DB>> Work<DB> for Working<'_, S> {
 
     fn together(&self) -> bool {
         S::TOGETHER
+    }
+
+    fn ends_nothing(&self) -> bool {
+        S::ENDS_NOTHING
     }
 
     async fn ready(&self, messages: usize) -> Result<(), StoreError> {

@@ -79,6 +79,12 @@ pub(crate) trait Work<DB: Database> {
     /// Whether it takes all messages at once.
     fn together(&self) -> bool;
 
+    /// Whether its statements are this crate's own, none of which ends the transaction, and it answers with the error of each that is refused. So it can
+    /// do without the batch's savepoint, by which that is found out.
+    fn ends_nothing(&self) -> bool {
+        false
+    }
+
     /// Gets what it needs for so many messages, before each transaction, while no connection is held.
     fn ready(&self, _messages: usize) -> impl Future<Output = Result<(), StoreError>> {
         std::future::ready(Ok(()))

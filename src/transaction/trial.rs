@@ -90,6 +90,8 @@ pub(super) struct Trial<'a, DB: Sealed, W: Work<DB>> {
     /// Handlers of one message run without a savepoint for each: whether all went well shows at the end.
     trusted: bool,
     together: bool,
+    /// Whether there is a savepoint of the batch. Where it costs nothing it is always set.
+    guarded: bool,
     pub(super) sources: Sources,
     outcomes: Outcomes<W::Value, W::Error>,
     pub(super) wrote: Wrote,
@@ -120,6 +122,7 @@ impl<DB: Sealed> Core<DB> {
             brief,
             trusted: !careful && !work.together() && self.is_trusted(),
             together: work.together(),
+            guarded: !(self.guards_late() && work.ends_nothing()),
             sources: Sources::default(),
             outcomes: Vec::with_capacity(places.len()),
             wrote: Wrote::default(),
@@ -170,7 +173,7 @@ type Step<T, E> = Result<(), Left<T, E>>;
 impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
     /// Sets the batch's savepoint, if that was not done when the transaction began.
     async fn guard(&mut self) -> Result<(), Fault> {
-        if !self.core.guards_late() {
+        if !self.guarded || !self.core.guards_late() {
             return Ok(());
         }
         DB::DIALECT.guard(self.tx.conn()?).await.map_err(|error| sorted::<DB::Dialect>(&error))
@@ -302,6 +305,9 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
             return Err(Left::Rollback(Fault::Contended(error.to_string()).into()));
         }
         let why = Why::Handler(Failure::Error(error));
+        if !self.guarded {
+            return Ok(why);
+        }
         let conn = self.tx.conn().map_err(close)?;
         match DB::DIALECT.back_to_batch(conn).await {
             Ok(()) if self.tx.is_level() => Ok(why),
@@ -523,14 +529,16 @@ impl<DB: Sealed, W: Work<DB>> Trial<'_, DB, W> {
         }
         let table = &self.core.settings.windows;
         shifts.sort_unstable_by_key(|shift| shift.source);
-        let moved = if self.endings.is_empty() && !shifts.is_empty() {
+        let moved = if self.guarded && self.endings.is_empty() && !shifts.is_empty() {
             match DB::DIALECT.release_and_shift(self.tx.conn()?, table, &shifts).await {
                 Ok(moved) => moved,
                 Err(error) if DB::DIALECT.is_unguarded(&error) => return Err(self.unguarded(batch, &error).await),
                 Err(error) => return Err(sorted::<DB::Dialect>(&error).into()),
             }
         } else {
-            if let Err(error) = DB::DIALECT.release_batch(self.tx.conn()?).await {
+            if self.guarded
+                && let Err(error) = DB::DIALECT.release_batch(self.tx.conn()?).await
+            {
                 return Err(self.unguarded(batch, &error).await);
             }
             let expected = self.endings.len() as u64;

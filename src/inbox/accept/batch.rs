@@ -163,6 +163,10 @@ impl<DB: TransactionalDatabase, M: MessageView> Work<DB> for Bringing<'_, DB, M>
         true
     }
 
+    fn ends_nothing(&self) -> bool {
+        true
+    }
+
     async fn ready(&self, messages: usize) -> Result<(), StoreError> {
         self.core.ready(messages).await
     }

@@ -206,10 +206,10 @@ macro_rules! inserted {
 pub(super) use inserted;
 
 /// The statements of [`Sql`], for clients of which each value is named by a question mark. `$insert` begins the insert of messages and `$unless` ends it, so that those
-/// whose key stands are left alone.
+/// whose key stands are left alone; `$open` begins that of their open rows.
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 macro_rules! by_question_marks {
-    ($conn:ty, $arguments:ty, $insert:literal, $unless:literal) => {
+    ($conn:ty, $arguments:ty, $insert:literal, $unless:literal, $open:literal) => {
         async fn insert(
             &self,
             conn: &mut $conn,
@@ -224,10 +224,10 @@ macro_rules! by_question_marks {
             // Whatever stands under these ids is new.
             let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
             let mut text = format!(
-                "INSERT INTO {} (id, lane, turn, run, inbox, generation, attempts, lot, priority, alone) \
+                "{} INTO {} (id, lane, turn, run, inbox, generation, attempts, lot, priority, alone) \
                  SELECT id, lane, COALESCE(not_before, priority), 0, inbox, 1, 0, CASE WHEN not_before IS NULL THEN 0 ELSE 1 END, priority, 0 \
                  FROM {} WHERE ",
-                tables.open, tables.messages
+                $open, tables.open, tables.messages
             );
             among(&mut text, &ids);
             let opened = sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut *conn).await?.rows_affected();

@@ -56,5 +56,5 @@ impl Sql for Mysql {
         inserted.map(drop)
     }
 
-    by_question_marks!(MySqlConnection, MySqlArguments, "INSERT IGNORE", "");
+    by_question_marks!(MySqlConnection, MySqlArguments, "INSERT IGNORE", "", "INSERT");
 }

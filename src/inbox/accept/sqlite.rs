@@ -32,5 +32,12 @@ impl Sql for Sqlite {
         code.is_some_and(|code| blame::sqlite(code) && (code != 1299 || fills))
     }
 
-    by_question_marks!(SqliteConnection, SqliteArguments, "INSERT", " ON CONFLICT (message_key) DO NOTHING");
+    // A statement that is undone where it fails keeps a copy of each page that it changes. A batch of which one fails is rolled back as a whole.
+    by_question_marks!(
+        SqliteConnection,
+        SqliteArguments,
+        "INSERT OR FAIL",
+        " ON CONFLICT (message_key) DO NOTHING",
+        "INSERT OR FAIL"
+    );
 }

@@ -217,23 +217,6 @@ macro_rules! asked {
     };
 }
 
-/// Reads rows of [`OFFERED`] and `COLUMNS`.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-macro_rules! offered {
-    ($rows:expr, $row:ty) => {{
-        use sqlx::Row as _;
-        let mut topic = std::sync::Arc::from("");
-        let read = |row: &$row| {
-            let mut numbers = [0_i64; 6];
-            for (at, number) in numbers.iter_mut().enumerate() {
-                *number = row.try_get_unchecked(at)?;
-            }
-            Ok((numbers, $crate::inbox::message::Content::read(row, 6, &mut topic)?))
-        };
-        $rows.iter().map(read).collect()
-    }};
-}
-
 /// Reads rows of `COLUMNS`.
 macro_rules! contents {
     ($rows:expr) => {{
@@ -242,21 +225,18 @@ macro_rules! contents {
     }};
 }
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-pub(super) use offered;
 pub(super) use {asked, contents};
 
 pub(super) use crate::transaction::hex;
 
-/// Asks for [`OFFERED`] and `COLUMNS` of free rows behind a place, at most so many: the place's two numbers and that one are to be bound here.
+/// Asks for columns of free rows behind a place, called `o`, and of their messages, called `m`; at most so many: the place's two numbers and that one
+/// are to be bound here.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
-pub(super) fn free(tables: &Tables, inbox: i32, [turn, id, most]: [&str; 3]) -> String {
+pub(super) fn free(tables: &Tables, inbox: i32, columns: &str, [turn, id, most]: [&str; 3]) -> String {
     format!(
-        "SELECT {OFFERED}, {} FROM {} AS o LEFT JOIN {} AS m ON m.id = o.id WHERE o.inbox = {inbox} AND o.lot = 0 AND o.run = 0 \
+        "SELECT {columns} FROM {} AS o LEFT JOIN {} AS m ON m.id = o.id WHERE o.inbox = {inbox} AND o.lot = 0 AND o.run = 0 \
          AND (o.turn, o.id) > ({turn}, {id}) ORDER BY o.turn, o.id LIMIT {most}",
-        crate::inbox::message::COLUMNS,
-        tables.open,
-        tables.messages
+        tables.open, tables.messages
     )
 }
 

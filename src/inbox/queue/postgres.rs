@@ -1,10 +1,12 @@
 //! The queue in PostgreSQL.
 
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnection, PgListener, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, Error, Pool};
+use sqlx::{AssertSqlSafe, Error, Pool, Row as _};
 
-use super::dialect::{Offered, Place, Sql, asked, contents, free, hex, offered, tuples};
+use super::dialect::{OFFERED, Offered, Place, Sql, asked, contents, free, hex, tuples};
 use super::listen::Listener;
 use crate::inbox::message::{COLUMNS, Content};
 use crate::inbox::tables::Tables;
@@ -50,9 +52,18 @@ impl Sql for Postgres {
         behind: Place,
         most: i64,
     ) -> Result<Vec<Offered>, Error> {
-        let text = free(tables, inbox, ["$1", "$2", "$3"]) + " FOR UPDATE OF o SKIP LOCKED";
+        let columns = format!("{OFFERED}, {COLUMNS}");
+        let text = free(tables, inbox, &columns, ["$1", "$2", "$3"]) + " FOR UPDATE OF o SKIP LOCKED";
         let query = sqlx::query(AssertSqlSafe(text)).bind(behind.turn).bind(behind.id).bind(most);
-        offered!(query.fetch_all(conn).await?, PgRow)
+        let mut topic = Arc::from("");
+        let read = |row: &PgRow| {
+            let mut numbers = [0_i64; 6];
+            for (at, number) in numbers.iter_mut().enumerate() {
+                *number = row.try_get_unchecked(at)?;
+            }
+            Ok((numbers, Content::read(row, 6, &mut topic)?))
+        };
+        query.fetch_all(conn).await?.iter().map(read).collect()
     }
 
     async fn read_wide(&self, conn: &mut PgConnection, tables: &Tables, ids: &[i64]) -> Result<Vec<Content>, Error> {

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::{Ask, End, Ground, How, READY, Row, all, ask, by_key, failed};
 use crate::base::everywhere;
+use crate::identity::OnMissing;
 use crate::level::Level;
+use crate::message::{MessageView, Parts};
 
 everywhere! {
 /// Fails where the mark is not conditional on nobody holding the row.
@@ -139,6 +141,60 @@ async fn an_edited_payload_is_handed_out<DB>() {
     assert_eq!(run.taken[0].message.generation(), 3);
     assert_eq!(run.taken[0].message.form(), crate::inbox::Form::Edited);
     assert_eq!(run.taken[1].message.payload(), Some(&b"payload 1"[..]));
+}
+}
+
+everywhere! {
+/// Whatever a message's parts are, and whoever reads them: with the open rows, or by their ids.
+async fn messages_come_out_as_they_went_in<DB>() {
+    let topics = ["orders", "with, commas; and 'quotes'", "two\nlines %d", "straße"];
+    let parts: [Option<Vec<u8>>; 6] =
+        [None, Some(vec![]), Some(b"',\0\n\xff%s".to_vec()), Some(vec![1; 2048]), Some(vec![2; 2049]), Some(vec![3; 70_000])];
+    let messages: Vec<Parts> = (0..1100_usize)
+        .map(|n| {
+            // Most are as most are.
+            let part = |by: usize| if n % 7 == 0 { parts[n / 7 / by % 6].clone() } else { Some(vec![b'p'; 20]) };
+            let mut message = Parts::new(topics[n % 4]).at(0, n as i64);
+            if n % 3 > 0 {
+                message = message.timestamp(n as i64);
+            }
+            if let Some(key) = part(1) {
+                message = message.key(key);
+            }
+            if let Some(payload) = part(6) {
+                message = message.payload(payload);
+            }
+            match part(2) {
+                None => message,
+                Some(value) => message.header("some", "").header("other", value),
+            }
+        })
+        .collect();
+    for most in [Ask { most: 1100, ..ask(1) }, by_key(1100)] {
+        let mut ground = Ground::<DB>::new().await;
+        ground.inbox = ground.world.builder().on_missing(OnMissing::HandleWithoutDedup).build().await.unwrap();
+        let accepted = ground.inbox.accept_batch(&messages).await;
+        assert!(accepted.outcomes.iter().all(Result::is_ok), "{:?}", accepted.outcomes.iter().find(|one| one.is_err()));
+        let mut met = 0;
+        while let Some(run) = ground.core().take(&most).await.unwrap().run {
+            for taken in &run.taken {
+                let (came, went) = (&taken.message, &messages[usize::try_from(taken.message.offset()).unwrap()]);
+                assert_eq!((came.topic(), came.partition()), (went.topic(), went.partition()));
+                assert_eq!(came.timestamp_ms(), went.timestamp_ms());
+                assert!(came.key() == went.key() && came.payload() == went.payload(), "{came:?}");
+                let headers = |message: &dyn MessageView| {
+                    let mut all = Vec::new();
+                    message.for_each_header(&mut |name, value| all.push((name.to_owned(), value.map(<[u8]>::to_vec))));
+                    all
+                };
+                assert!(headers(came) == headers(went), "{came:?}");
+                met += 1;
+            }
+            ground.succeed(&run).await;
+        }
+        assert_eq!(met, messages.len());
+        ground.all_done(1100).await;
+    }
 }
 }
 
