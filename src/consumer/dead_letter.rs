@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
 use super::config::ConfigError;
-use super::error::lacking;
+use super::error::{lacking, unsaid};
 use super::letter::{LetterError, LetterSender, Log, Terms, Wire};
 use crate::wrapper::Described;
 #[cfg(doc)]
@@ -292,7 +292,8 @@ pub(super) fn connection(client: &ClientConfig) -> ClientConfig {
 fn look(runtime: &Handle, config: &ClientConfig, topic: &str, create: Option<(i32, i32)>) -> Result<i32, LetterError> {
     let failed = |source| LetterError::of(topic, source);
     // A consumer: asking as a producer would make brokers create the topic on the quiet.
-    let asker: BaseConsumer<Log> = BaseConsumer::from_config_and_context(config, Log::default()).map_err(failed)?;
+    let asker: BaseConsumer<Log> =
+        BaseConsumer::from_config_and_context(config, Log::default()).map_err(unsaid).map_err(failed)?;
     let Some(found) = partitions(&asker, topic)? else {
         let Some((partitions, replication)) = create else {
             return Err(LetterError::NoTopic { topic: topic.to_owned() });
@@ -333,7 +334,7 @@ fn is_unknown(error: &KafkaError) -> bool {
 }
 
 fn admin(config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
-    AdminClient::from_config_and_context(config, DefaultClientContext)
+    AdminClient::from_config_and_context(config, DefaultClientContext).map_err(unsaid)
 }
 
 fn admin_options() -> AdminOptions {

@@ -192,6 +192,14 @@ impl ConsumerError {
     }
 }
 
+/// An error without the value of the setting that it is about: under a misspelt name that may be a password.
+pub(super) fn unsaid(error: KafkaError) -> KafkaError {
+    match error {
+        KafkaError::ClientConfig(code, text, key, _) => KafkaError::ClientConfig(code, text, key, "…".to_owned()),
+        error => error,
+    }
+}
+
 /// Which feature of this crate turns on what librdkafka says it was built without; empty for other errors.
 pub(super) fn lacking(source: &KafkaError) -> &'static str {
     let text = source.to_string();
@@ -261,6 +269,21 @@ mod tests {
             let error = ConsumerError::Message { topic: "orders".into(), partition: 3, offset: 42, source, summary };
             let text = error.to_string();
             assert!(text.contains(told) && text.matches("offset 42").count() == 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_value_of_a_misspelt_setting_is_not_said() {
+        use rdkafka::config::FromClientConfig as _;
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("sasl.pasword", "open sesame");
+        let Err(error) = rdkafka::consumer::BaseConsumer::from_config(&config) else {
+            panic!("there is such a setting")
+        };
+        assert!(error.to_string().contains("open sesame"), "{error}");
+        let error = ConsumerError::Client { source: unsaid(error) };
+        for text in [error.to_string(), format!("{error:?}")] {
+            assert!(text.contains("sasl.pasword") && !text.contains("open sesame"), "{text}");
         }
     }
 

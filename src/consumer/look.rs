@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tracing::{debug, warn};
 
+use super::error::unsaid;
 use super::resume::Look;
 use super::witness::{Mark, Witness};
 use crate::message::MessageView as _;
@@ -152,7 +153,9 @@ impl Looker {
         let work = move || {
             let client = match BaseConsumer::from_config(&config) {
                 Ok(client) => client,
-                Err(error) => return warn!(%error, "no client could be made that looks where partitions go on"),
+                Err(error) => {
+                    return warn!(error = %unsaid(error), "no client could be made that looks where partitions go on");
+                }
             };
             match ends(&client, &places, until) {
                 Ok(bounds) => _ = tell_bounds.send(bounds),

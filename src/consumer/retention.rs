@@ -11,6 +11,7 @@ use rdkafka::error::KafkaResult;
 use tokio::sync::oneshot;
 use tracing::debug;
 
+use super::error::unsaid;
 use super::resume::Reset;
 use crate::store::{Report, Retention};
 
@@ -151,7 +152,7 @@ fn remembers(store: Duration, topic: Keeps) -> bool {
 }
 
 async fn ask(config: &ClientConfig, topics: &[String]) -> KafkaResult<Told> {
-    let admin: AdminClient<DefaultClientContext> = config.create()?;
+    let admin: AdminClient<DefaultClientContext> = config.create().map_err(unsaid)?;
     let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
     let mut told = Told::default();
     if !topics.is_empty() {

@@ -19,7 +19,7 @@ use super::config::Settings;
 use super::context::{Client, Context, End};
 use super::continuity::Discontinuity;
 use super::dead_letter::{DeadLetter, DeadLetterError};
-use super::error::ConsumerError;
+use super::error::{ConsumerError, unsaid};
 use super::finding::OnReset;
 use super::gate::Gate;
 use super::handling::{Handling, Needs};
@@ -234,7 +234,7 @@ fn consume(
 /// Makes a client that is about to join its group.
 fn connect(settings: &Settings, context: Context, bell: &Arc<Bell>) -> Result<Arc<Client>, ConsumerError> {
     let made = Client::from_config_and_context(&settings.client, context);
-    let mut client = made.map_err(|source| ConsumerError::Client { source })?;
+    let mut client = made.map_err(|source| ConsumerError::Client { source: unsaid(source) })?;
     let ringer = Arc::clone(bell);
     client.set_nonempty_callback(move || ringer.ring());
     let client = Arc::new(client);

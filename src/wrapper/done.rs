@@ -176,19 +176,19 @@ pub enum CallError<E: fmt::Debug + fmt::Display> {
     /// The call was not finished. See [`HandleError`].
     #[error(transparent)]
     Unfinished(#[from] HandleError<E>),
-    /// Answered before, and the answer was not kept: turn on [`keep_results`](crate::OnceBuilder::keep_results).
-    #[error("the call was answered before and its answer was not kept: see `keep_results`")]
+    /// Answered before, and the answer was not kept: turn on [`keep_results`](crate::OnceBuilder::keep_results). Not retryable.
+    #[error("the call was answered before and its answer was not kept: build with `.keep_results(max_bytes)`")]
     NotKept {
         /// When it was answered.
         first: Seen,
     },
-    /// The identity belongs to a call that said something else.
+    /// The identity belongs to a call that said something else. Not retryable.
     #[error("the identity belongs to another call, which said something else")]
     Conflict {
         /// When that one was answered, or begun.
         first: Seen,
     },
-    /// Given up after its attempts, or as fatal.
+    /// Given up after its attempts, or as fatal. Not retryable.
     #[error("the call was given up after {attempts} attempts{}", .error.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
     Dead {
         /// Attempts made.
@@ -219,6 +219,16 @@ impl<E: fmt::Debug + fmt::Display> CallError<E> {
             Done::Dead { attempts, error } => Err(Self::Dead { attempts, error }),
             Done::InFlight { remaining } => Err(Self::InFlight { remaining }),
             Done::NotDue { remaining } => Err(Self::NotDue { remaining }),
+        }
+    }
+
+    /// Whether making the same call again may help.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unfinished(error) => error.is_retryable(),
+            Self::InFlight { .. } | Self::NotDue { .. } => true,
+            Self::NotKept { .. } | Self::Conflict { .. } | Self::Dead { .. } => false,
         }
     }
 }

@@ -14,6 +14,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use tracing::{debug, error, info, warn};
 
 use super::format::{GivenUp, Sender, hops_before, write};
+use crate::consumer::error::unsaid;
 use crate::consumer::hush::Hush;
 use crate::message::{MessageView, Parts};
 
@@ -130,7 +131,7 @@ pub(in crate::consumer) struct Wire {
 impl Wire {
     /// Makes the producer. Connects to nothing yet.
     pub(in crate::consumer) fn new(config: ClientConfig) -> Result<Self, KafkaError> {
-        let client = Client::from_config_and_context(&config, Log::default())?;
+        let client = Client::from_config_and_context(&config, Log::default()).map_err(unsaid)?;
         Ok(Self { config, client: Mutex::new(Some(client)) })
     }
 
@@ -139,7 +140,7 @@ impl Wire {
         if let Some(client) = &*client {
             return Ok(client.clone());
         }
-        let new = Client::from_config_and_context(&self.config, Log::default())?;
+        let new = Client::from_config_and_context(&self.config, Log::default()).map_err(unsaid)?;
         Ok(client.insert(new).clone())
     }
 

@@ -12,6 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::RedriveError;
 use crate::consumer::dead_letter::partitions;
+use crate::consumer::error::unsaid;
 use crate::consumer::letter::{LetterError, Log};
 use crate::message::{MessageView as _, Parts};
 
@@ -63,8 +64,9 @@ impl Reader {
                 let topic = topic.clone();
                 move |source| RedriveError::Kafka { what, topic, source }
             };
-            let client: BaseConsumer<Log> =
-                BaseConsumer::from_config_and_context(&config, Log::default()).map_err(failed("make a consumer"))?;
+            let client: BaseConsumer<Log> = BaseConsumer::from_config_and_context(&config, Log::default())
+                .map_err(unsaid)
+                .map_err(failed("make a consumer"))?;
             let count = match partitions(&client, &topic) {
                 Ok(Some(count)) => count,
                 Ok(None) | Err(LetterError::NoTopic { .. }) => return Err(RedriveError::NoTopic { topic }),

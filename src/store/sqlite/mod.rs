@@ -40,6 +40,9 @@ use crate::record::{ClaimOutcome, Extend, ExtendOutcome, Record, RequeueOutcome,
 /// process, but the last moments may be forgotten when the machine loses power. Give a [pool of your own](Self::new) with
 /// `SqliteSynchronous::Full` where power may fail and an effect may not repeat.
 ///
+/// A file must not be deleted or replaced while anybody has it open: SQLite goes on in the one that is gone, and what is written there
+/// is lost.
+///
 /// Times are this machine's clock, as SQLite reads it: all processes that share the file share the clock.
 ///
 /// # Cancel safety
