@@ -23,8 +23,8 @@ pub const WORKER: &str = "worker";
 
 /// How long a worker that was killed keeps what it had taken.
 const LEASE: Duration = Duration::from_secs(2);
-/// Attempts before an order is given up.
-const ATTEMPTS: u32 = 4;
+/// Attempts before an order is given up. One that fails twice by itself may be in the hands of each worker that is killed too, and is to succeed all the same.
+const ATTEMPTS: u32 = 8;
 
 const FLAGS: &[Flag] = &[
     ("kafka", "NAME=VALUE…", "settings of the Kafka client, a line each"),
@@ -63,7 +63,7 @@ where
 {
     let handler = async move |order: inbox::Message, tx: &mut DB::Connection| clerk.charge(&order, tx).await;
     let worker = inbox.worker().order(inbox::Order::Key).lease(LEASE);
-    let worker = worker.retry(Retry::exponential(Duration::from_millis(100)).attempts(ATTEMPTS));
+    let worker = worker.retry(Retry::exponential(Duration::from_millis(50)).attempts(ATTEMPTS));
     let summary = worker.run(handler, shutdown_signal()).await?;
     Ok(summary.to_string())
 }
